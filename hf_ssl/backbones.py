@@ -1,0 +1,232 @@
+"""Features, patch tokens and attention of any native transformers vision model, timm models included.
+
+Nothing here depends on how a model was trained: the evaluation uses it on foreign checkpoints as well.
+"""
+
+import inspect
+from collections.abc import Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+
+# A backbone for a few thousand small pictures (32–64 px), for one GPU day at 224 px, and the usual sizes in between.
+PRESETS: dict[str, dict[str, Any]] = {
+    "resnet-nano": {
+        "model_type": "resnet", "embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+    },
+    "resnet-18": {
+        "model_type": "resnet", "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2],
+        "layer_type": "basic",
+    },
+    "resnet-50": {"model_type": "resnet"},
+    "convnextv2-nano": {"model_type": "convnextv2", "hidden_sizes": [80, 160, 320, 640], "depths": [2, 2, 8, 2]},
+    "vit-nano": {
+        "model_type": "vit", "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3,
+        "intermediate_size": 768, "layer_norm_eps": 1e-6,
+    },
+    "vit-small": {
+        "model_type": "vit", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6,
+        "intermediate_size": 1536, "layer_norm_eps": 1e-6,
+    },
+    "vit-base": {"model_type": "vit", "layer_norm_eps": 1e-6},
+    "swin-tiny": {"model_type": "swin"},
+}  # fmt: skip
+
+
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    """The native model of ``config`` with random weights, without the learned pooler that no method trains."""
+    model_class = MODEL_MAPPING[type(config)] if type(config) in MODEL_MAPPING else None
+    if isinstance(model_class, tuple):
+        model_class = model_class[0]
+    kwargs = {}
+    if model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        # Swin's and ConvNeXt's "pooler" is a plain average that belongs to the feature: keep it.
+        kwargs["add_pooling_layer"] = config.model_type == "swin"
+    return AutoModel.from_config(config, **kwargs)
+
+
+def feature_dim(backbone: nn.Module) -> int:
+    """Width D of ``features``."""
+    if hasattr(backbone, "timm_model"):
+        return backbone.timm_model.num_features
+    config = backbone.config
+    width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
+    if width is None:
+        raise ValueError(f"cannot tell the feature width of a {type(backbone).__name__}: its config has no hidden_size")
+    return width
+
+
+def _tokens(backbone: nn.Module, pixel_values: Tensor, **kwargs: Any) -> Any:
+    """The native forward pass, positions interpolated to the input's size where the model can."""
+    if "interpolate_pos_encoding" in inspect.signature(type(backbone).forward).parameters:
+        # At the native size there is nothing to resize, and transformers' resizing takes every table for a square one.
+        kwargs["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != image_size(backbone.config)
+    return backbone(pixel_values, **kwargs)
+
+
+def has_cls(backbone: nn.Module) -> bool:
+    return not hasattr(backbone, "timm_model") and any(
+        name.endswith("cls_token") or name.endswith("class_embedding") for name, _ in backbone.named_parameters()
+    )
+
+
+def pool(backbone: nn.Module, outputs: Any) -> Tensor:
+    """Native outputs -> (B, D): the class token after the final norm, else the model's own average, else the mean."""
+    hidden = outputs.last_hidden_state
+    if has_cls(backbone):
+        return hidden[:, 0]
+    pooled = getattr(outputs, "pooler_output", None)
+    if pooled is not None:
+        return pooled.flatten(1)
+    return hidden.mean((2, 3)) if hidden.ndim == 4 else hidden.mean(1)
+
+
+def features(backbone: nn.Module, pixel_values: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, D): what kNN, probes and retrieval use, and what a plain ``AutoModel`` user reads off."""
+    return pool(backbone, _tokens(backbone, pixel_values))
+
+
+def num_prefix_tokens(backbone: nn.Module) -> int:
+    """Tokens before the first patch: the class token and registers."""
+    if hasattr(backbone, "timm_model"):
+        return getattr(backbone.timm_model, "num_prefix_tokens", 0)
+    return int(has_cls(backbone)) + (getattr(backbone.config, "num_register_tokens", 0) or 0)
+
+
+def patch_tokens(backbone: nn.Module, pixel_values: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, N, D): patch tokens (or the last feature map's pixels) row by row, no class token."""
+    hidden = _tokens(backbone, pixel_values).last_hidden_state
+    if hidden.ndim == 4:
+        channels_last = hasattr(backbone, "timm_model") and getattr(backbone.timm_model, "output_fmt", "NCHW") == "NHWC"
+        return hidden.flatten(1, 2) if channels_last else hidden.flatten(2).transpose(1, 2)
+    return hidden[:, num_prefix_tokens(backbone) :]
+
+
+def patch_size(config: PreTrainedConfig) -> int:
+    """Side of a square patch in pixels; ValueError where the backbone has none."""
+    size = getattr(config, "patch_size", None)
+    size = size[0] if isinstance(size, (list, tuple)) else size
+    if size is None:
+        raise ValueError(f"a {config.model_type} backbone has no patches: choose a ViT for this method")
+    return size
+
+
+def image_size(config: PreTrainedConfig) -> tuple[int, int]:
+    """(height, width) in pixels that the position table was built for."""
+    size = getattr(config, "image_size", 224)
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def last_attention(backbone: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Class-token → patch attention of the last block: (B, heads, N), each row summing to at most 1.
+
+    Raises ValueError for models without a class token or without attention (convolutional networks, Swin, timm).
+    """
+    if not has_cls(backbone):
+        raise ValueError(f"{type(backbone).__name__} has no class token whose attention could be read")
+    before = backbone.config._attn_implementation
+    backbone.set_attn_implementation("eager")  # sdpa and flash return no weights
+    try:
+        attentions = _tokens(backbone, pixel_values, output_attentions=True).attentions
+    finally:
+        backbone.set_attn_implementation(before)
+    return attentions[-1][:, :, 0, num_prefix_tokens(backbone) :]
+
+
+# --- visible tokens only ------------------------------------------------------------------------------------------
+
+
+def _keep_visible(module: nn.Module, args: tuple, output: Any) -> Any:
+    keep = module.visible_patches
+    if keep is None:
+        return output
+    tokens, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+    prefix = module.prefix_tokens
+    patches = tokens[:, prefix:]
+    kept = patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+    tokens = torch.cat([tokens[:, :prefix], kept], dim=1)
+    return tokens if rest is None else (tokens, *rest)
+
+
+def make_maskable(backbone: nn.Module) -> None:
+    """Prepare ``backbone`` for ``visible_tokens``: a permanent hook on its embeddings (a no-op until asked; compiles)."""
+    embeddings = getattr(backbone, "embeddings", None)
+    if embeddings is None or hasattr(backbone, "rope_embeddings") or not hasattr(embeddings, "position_embeddings"):
+        raise ValueError(
+            f"{type(backbone).__name__} cannot encode visible patches alone: it needs token embeddings with absolute "
+            "positions (ViT, DeiT, DINOv2, BEiT, MSN); rotary positions and feature maps depend on the whole grid"
+        )
+    embeddings.visible_patches = None
+    embeddings.prefix_tokens = num_prefix_tokens(backbone)
+    embeddings.register_forward_hook(_keep_visible)
+
+
+def visible_tokens(backbone: nn.Module, pixel_values: Tensor, ids_keep: Tensor) -> Tensor:
+    """Encode only the patches ``ids_keep`` (B, K): -> (B, prefix + K, D), in the order of ``ids_keep``."""
+    backbone.embeddings.visible_patches = ids_keep
+    try:
+        return _tokens(backbone, pixel_values).last_hidden_state
+    finally:
+        backbone.embeddings.visible_patches = None
+
+
+# --- positions ----------------------------------------------------------------------------------------------------
+
+
+def sincos_2d(dim: int, grid: int | tuple[int, int], prefix: int = 0) -> Tensor:
+    """Fixed 2-D sine-cosine position table (MAE's): (prefix + rows·columns, dim) float32, zeros for the prefix.
+
+    The first half of the channels encodes the column, the second the row; each half is [sin | cos].
+    """
+    if dim % 4:
+        raise ValueError(f"a 2-D sin-cos table needs a width divisible by 4, got {dim}")
+    rows, columns = (grid, grid) if isinstance(grid, int) else grid
+    omega = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    y, x = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
+    )
+    angles = [axis.flatten()[:, None] * omega[None] for axis in (x, y)]
+    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+    return torch.cat([torch.zeros(prefix, dim), table])
+
+
+def interpolate_positions(positions: Tensor, grid: tuple[int, int], prefix: int = 1, offset: float = 0.0) -> Tensor:
+    """Resize a learned position table (1, prefix + N, D) to ``grid`` (rows, columns), bicubic.
+
+    offset: DINO's released code passes the scale factor (n + 0.1)/√N to the sampler, which shifts the sampling grid;
+    0 resizes to the exact size, as transformers does.
+    """
+    side = round((positions.shape[1] - prefix) ** 0.5)
+    if grid == (side, side):
+        return positions
+    table = positions[:, prefix:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    if offset:
+        factors = [(n + offset) / side for n in grid]
+        table = F.interpolate(table, scale_factor=factors, mode="bicubic", align_corners=False)
+    else:
+        table = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :prefix], table.flatten(2).transpose(1, 2)], dim=1)
+
+
+def from_preset(name: str, **overrides: Any) -> Mapping[str, Any]:
+    """The config fields of a named backbone, e.g. ``from_preset("vit-nano", image_size=64, patch_size=8)``."""
+    if name not in PRESETS:
+        raise KeyError(f"no backbone preset {name!r}; there are: {', '.join(PRESETS)}")
+    return {**PRESETS[name], **overrides}
+
+
+def set_position_offset(backbone: nn.Module, offset: float) -> None:
+    """Make a ViT resize its positions as DINO's released code does (see ``interpolate_positions``)."""
+    backbone.embeddings.position_offset = offset
+    # A bound method, not a closure: a deep copy of the backbone must resize its own table, not this one's.
+    backbone.embeddings.interpolate_pos_encoding = MethodType(_interpolate_with_offset, backbone.embeddings)
+
+
+def _interpolate_with_offset(embeddings: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+    rows, columns = (side // size for side, size in zip((height, width), embeddings.patch_embeddings.patch_size))
+    return interpolate_positions(embeddings.position_embeddings, (rows, columns), 1, embeddings.position_offset)

@@ -1,0 +1,86 @@
+"""What crosses ranks: gather with gradient, means, and BatchNorm over the global batch on any device.
+
+Every function is the identity in a single process, so methods call them unconditionally.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather as _all_gather
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather_with_grad(x: Tensor) -> Tensor:
+    """(B, ...) on each rank -> (W·B, ...) on all, in rank order. The backward pass sums the gradients of all ranks.
+
+    A loss that averages its local rows and lets DDP average the ranks then has the single-process gradient.
+    """
+    if world_size() == 1:
+        return x
+    return torch.cat(_all_gather(x.contiguous()))
+
+
+@torch.no_grad()
+def all_mean(x: Tensor, count: Tensor | float = 1.0) -> Tensor:
+    """Mean over ranks of ``x``, each rank weighted by ``count``. No gradient flows: for statistics, not for losses."""
+    if world_size() == 1:
+        return x.clone()
+    count = torch.as_tensor(count, dtype=torch.float32, device=x.device)
+    packed = torch.cat([(x.float() * count).flatten(), count.reshape(1)])
+    dist.all_reduce(packed)
+    return (packed[:-1] / packed[-1].clamp(min=1e-12)).reshape(x.shape).to(x.dtype)
+
+
+class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm whose statistics are those of the global batch; unlike ``nn.SyncBatchNorm`` it also runs on CPU.
+
+    Every rank must hold equally many samples, which the data layer guarantees.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"BatchNorm needs (B, C, ...) input, got shape {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        axes = [0, *range(2, input.ndim)]
+        x = input.float()
+        local_var, local_mean = torch.var_mean(x, axes, unbiased=False)
+        stats = torch.stack(_all_gather(torch.stack([local_mean, local_var])))  # (W, 2, C)
+        mean = stats[:, 0].mean(0)
+        var = (stats[:, 1] + (stats[:, 0] - mean).square()).mean(0)
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            self._update_running(mean.detach(), var.detach(), x.numel() // x.shape[1] * world_size())
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        out = (x - mean.view(shape)) * torch.rsqrt(var + self.eps).view(shape)
+        if self.weight is not None:
+            out = out * self.weight.view(shape)
+        if self.bias is not None:
+            out = out + self.bias.view(shape)
+        return out.to(input.dtype)
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:  # a cumulative average; the one case that reads the counter back
+            momentum = 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((var * count / max(count - 1, 1)).to(self.running_var.dtype), momentum)
+
+
+def synchronise_batchnorm(model: nn.Module) -> nn.Module:
+    """Let every plain BatchNorm of ``model`` use global-batch statistics, in place; weights and names stay the same."""
+    for module in model.modules():
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            module.__class__ = CrossRankBatchNorm
+    return model

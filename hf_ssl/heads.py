@@ -1,0 +1,132 @@
+"""Heads on top of a backbone: MLP projector, DINO head, small transformer decoder."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ViTConfig
+from transformers import initialization as init
+from transformers.models.vit.modeling_vit import ViTLayer
+
+
+class MLPHead(nn.Sequential):
+    """Linear → BatchNorm → ReLU, repeated; the last layer has no ReLU. (B, dims[0]) -> (B, dims[-1]).
+
+    hidden_bias / last_bias: whether the linears carry a bias of their own (a following BatchNorm's shift serves as well).
+    last_norm: None, "affine", "scale" (no shift: SimCLR) or "plain" (neither: SimSiam, MoCo v3).
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        hidden_norm: bool = True,
+        hidden_bias: bool = False,
+        last_norm: str | None = None,
+        last_bias: bool = True,
+    ):
+        layers: list[nn.Module] = []
+        for inner, outer in zip(dims[:-2], dims[1:-1]):
+            layers.append(nn.Linear(inner, outer, bias=hidden_bias))
+            layers += [nn.BatchNorm1d(outer)] if hidden_norm else []
+            layers.append(nn.ReLU(inplace=True))
+        layers.append(nn.Linear(dims[-2], dims[-1], bias=last_bias))
+        if last_norm is not None:
+            norm = nn.BatchNorm1d(dims[-1], affine=last_norm != "plain")
+            if last_norm == "scale":
+                norm.register_parameter("bias", None)
+            layers.append(norm)
+        super().__init__(*layers)
+
+
+class WeightNormLinear(nn.Module):
+    """Bias-free linear layer with weight g · v/‖v‖ per row (K prototypes); ``weight_g`` (K, 1), ``weight_v`` (K, D)."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_features, 1))
+        self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight_g * self.weight_v / self.weight_v.norm(dim=1, keepdim=True)
+        return F.linear(x, weight)
+
+
+class DINOHead(nn.Module):
+    """DINO's projection head (DINO, appendix C): MLP with GELU, L2 bottleneck, weight-normalised prototypes.
+
+    (B, in_dim) -> (B, out_dim) logits. Parameter names are those of the official state dict.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        nlayers: int = 3,
+        use_bn: bool = False,
+    ):
+        super().__init__()
+        widths = [in_dim, *[hidden_dim] * (max(nlayers, 1) - 1), bottleneck_dim]
+        layers: list[nn.Module] = []
+        for index, (inner, outer) in enumerate(zip(widths[:-1], widths[1:])):
+            layers.append(nn.Linear(inner, outer))
+            if index < len(widths) - 2:
+                layers += [nn.BatchNorm1d(outer)] if use_bn else []
+                layers.append(nn.GELU())
+        self.mlp = nn.Sequential(*layers) if nlayers > 1 else layers[0]
+        self.last_layer = WeightNormLinear(bottleneck_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(self.mlp(x), dim=-1)
+        return self.last_layer(x)
+
+
+class TransformerDecoder(nn.Module):
+    """A small ViT decoder made of native ``ViTLayer`` blocks: embed, add positions, blocks, norm, predict.
+
+    Input: (B, N, in_dim) tokens (mask tokens are added by the caller through ``embed``); output (B, N, out_dim).
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, config: ViTConfig):
+        super().__init__()
+        self.embed = nn.Linear(in_dim, config.hidden_size)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.layers = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.predict = nn.Linear(config.hidden_size, out_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: (B, N, hidden) already embedded, with positions. -> (B, N, out_dim)."""
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.predict(self.norm(tokens))
+
+
+def init_head(module: nn.Module, std: float = 0.02, xavier: bool = False) -> None:
+    """Initialise one module of a head: truncated normal (or Xavier-uniform) linears, zero biases, unit norms.
+
+    Uses transformers' guarded initialisers: values that came from a checkpoint stay.
+    """
+    if isinstance(module, nn.Linear):
+        if xavier:
+            init.xavier_uniform_(module.weight)
+        else:
+            init.trunc_normal_(module.weight, std=std, a=-2.0, b=2.0)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)):
+        if module.weight is not None:
+            init.ones_(module.weight)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+        if getattr(module, "running_mean", None) is not None:
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+    elif isinstance(module, WeightNormLinear):
+        init.ones_(module.weight_g)
+        init.trunc_normal_(module.weight_v, std=std, a=-2.0, b=2.0)
+    elif isinstance(module, TransformerDecoder):
+        init.normal_(module.mask_token, std=std)

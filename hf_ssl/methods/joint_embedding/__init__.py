@@ -1,0 +1,1 @@
+"""Two or more views of an image meet in one embedding space."""

@@ -1,0 +1,195 @@
+"""DINO: a student matches the centred, sharpened output of its own EMA teacher across crops (Caron et al. 2021, 2104.14294).
+
+Teaches self-distillation without labels or negatives; its ViTs segment objects in their attention.
+Siblings: SimCLR needs negatives; BYOL predicts the teacher's vector where DINO matches a distribution over prototypes;
+iBOT and DINOv2 add the same loss on masked patches; DINOv2/v3 replace the centre by Sinkhorn.
+"""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from ... import backbones, distributed, schedules
+from ...heads import DINOHead
+from ...modeling import Paper, SSLConfig, SSLModel, SSLOutput
+from ...momentum import make_teacher
+from ...processing import SSLImageProcessor
+
+
+@strict
+class DINOConfig(SSLConfig):
+    """out_dim: prototypes K. norm_last_layer: keep the prototypes' gain frozen at 1 (False is safe for small models only).
+    teacher_temperature: constant by default; warms up linearly from warmup_teacher_temperature over the share
+    teacher_temperature_warmup of the run. freeze_last_layer: share of the run in which the last layer gets no gradient.
+    interpolate_offset: 0.1 resizes position codes as the released code does; 0 as plain transformers does."""
+
+    model_type = "ssl_dino"
+
+    out_dim: int = 65536
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    num_layers: int = 3
+    use_bn_in_head: bool = False
+    norm_last_layer: bool = True
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    warmup_teacher_temperature: float = 0.04
+    teacher_temperature_warmup: float = 0.3
+    center_momentum: float = 0.9
+    teacher_momentum: float = 0.996
+    freeze_last_layer: float = 0.01
+    interpolate_offset: float = 0.0
+
+
+_COLOUR = {
+    "hflip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "jitter_p": 0.8, "grayscale_p": 0.2,
+    "interpolation": "bicubic",
+}  # fmt: skip
+
+
+class DINOImageProcessor(SSLImageProcessor):
+    """Two large crops (blur always / rarely with solarisation) and eight small ones (section 3.2)."""
+
+    views: ClassVar = [
+        {"key": "pixel_values", "count": 1, "scale": [0.4, 1.0], **_COLOUR, "blur_p": 1.0},
+        {"key": "pixel_values", "count": 1, "scale": [0.4, 1.0], **_COLOUR, "blur_p": 0.1, "solarize_p": 0.2},
+        {"key": "local_pixel_values", "count": 8, "size": 96, "scale": [0.05, 0.4], **_COLOUR, "blur_p": 0.5},
+    ]
+
+
+class DINOForPreTraining(SSLModel):
+    """Student and EMA teacher, each backbone + head; the teacher sees the large crops only."""
+
+    config: DINOConfig
+    processor_class = DINOImageProcessor
+    paper = Paper(
+        name="DINO",
+        title="Emerging Properties in Self-Supervised Vision Transformers",
+        arxiv="2104.14294",
+        bibtex="caron2021dino",
+        family="joint_embedding",
+        teaches="small crops predict what an EMA teacher says of large ones",
+    )
+    lr_scaling = ("linear", 256)
+    default_arguments: ClassVar = {
+        "optim": "adamw_torch_fused", "base_learning_rate": 5e-4, "min_learning_rate": 1e-6, "weight_decay": 0.04,
+        "weight_decay_end": 0.4, "warmup_steps": 0.1, "max_grad_norm": 0.0, "clip_grad_per_tensor": 3.0,
+    }  # fmt: skip
+
+    def __init__(self, config: DINOConfig):
+        super().__init__(config)
+        self.head = DINOHead(
+            backbones.feature_dim(self.backbone), config.out_dim, config.hidden_dim, config.bottleneck_dim,
+            config.num_layers, config.use_bn_in_head,
+        )  # fmt: skip
+        self.teacher_backbone = make_teacher(self.backbone)
+        self.teacher_head = make_teacher(self.head)
+        if config.interpolate_offset:
+            for model in (self.backbone, self.teacher_backbone):
+                backbones.set_position_offset(model, config.interpolate_offset)
+        self.center = nn.Buffer(torch.zeros(1, config.out_dim))
+        self.center_sum = nn.Buffer(torch.zeros(1, config.out_dim))  # of the micro-batches since the last optimiser step
+        self.center_count = nn.Buffer(torch.zeros(()))
+        self.post_init()
+
+    @property
+    def export_backbone(self) -> PreTrainedModel:
+        return self.teacher_backbone  # the teacher is the better model throughout training (section 5.1)
+
+    def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        yield self.backbone, self.teacher_backbone
+        yield self.head, self.teacher_head
+
+    def teacher_momentum(self, progress: float) -> float:
+        return schedules.cosine(progress, self.config.teacher_momentum, 1.0)
+
+    def frozen_parameters(self) -> Iterator[nn.Parameter]:
+        if self.config.norm_last_layer:
+            yield self.head.last_layer.weight_g
+
+    def before_optimizer_step(self, progress: float) -> None:
+        if progress < self.config.freeze_last_layer:
+            for parameter in self.head.last_layer.parameters():
+                parameter.grad = None
+
+    def teacher_temperature(self) -> Tensor:
+        c = self.config
+        return schedules.linear(
+            self.progress, c.warmup_teacher_temperature, c.teacher_temperature, c.teacher_temperature_warmup
+        )
+
+    def forward(self, pixel_values: Tensor, local_pixel_values: Tensor | None = None) -> SSLOutput:
+        """pixel_values: (B, 2, C, H, W) large crops to train, (B, C, H, W) to embed; local_pixel_values: (B, V, C, h, w)."""
+        if pixel_values.ndim == 4:
+            return SSLOutput(embeddings=self.features(pixel_values))
+        batch = len(pixel_values)
+        large = pixel_values.transpose(0, 1).flatten(0, 1)  # crop-major (2·B, C, H, W)
+        embeddings = backbones.features(self.backbone, large)
+        crops = [embeddings]
+        if local_pixel_values is not None:  # crops of one size share one pass
+            crops.append(backbones.features(self.backbone, local_pixel_values.transpose(0, 1).flatten(0, 1)))
+        student = self.head(torch.cat(crops))
+        with torch.no_grad():
+            teacher = self.teacher_head(backbones.features(self.teacher_backbone, large))
+        loss, targets = self.distil(student, teacher.float(), batch)
+        return SSLOutput(loss, embeddings, _target_metrics(targets))
+
+    def distil(self, student: Tensor, teacher: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Student logits (V·B, K) against raw teacher logits (2·B, K), both crop-major: the loss and the targets (2·B, K)."""
+        targets = F.softmax((teacher - self.center) / self.teacher_temperature(), dim=-1)
+        if self.training:
+            self._observe(teacher)
+        return dino_loss(student, targets, batch, self.config.student_temperature), targets
+
+    @torch.no_grad()
+    def _observe(self, teacher: Tensor) -> None:
+        """Remember a micro-batch's raw teacher logits for the centre."""
+        self.center_sum += teacher.sum(0, keepdim=True)
+        self.center_count += len(teacher)
+
+    @torch.no_grad()
+    def update_state(self) -> None:
+        """Centre ← EMA of the mean over all micro-batches and ranks (eq. 4)."""
+        mean = distributed.all_mean(self.center_sum / self.center_count.clamp(min=1), self.center_count)
+        self.center.lerp_(mean, 1 - self.config.center_momentum)
+        self.center_sum.zero_()
+        self.center_count.zero_()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            for buffer in (self.center, self.center_sum, self.center_count):
+                init.zeros_(buffer)
+
+
+def dino_loss(student: Tensor, targets: Tensor, batch: int, temperature: float) -> Tensor:
+    """Cross-entropy of every student crop against every teacher crop but itself (eq. 3).
+
+    student: (V·B, K) logits, crop-major, the large crops first; targets: (T·B, K) probabilities. Mean over the batch, then
+    over the T·V − T pairs of different crops.
+    """
+    views, teachers = len(student) // batch, len(targets) // batch
+    if views < 2:
+        raise ValueError("DINO compares different crops: it needs at least 2 views per image, got 1")
+    log_probabilities = F.log_softmax(student.float() / temperature, dim=-1).unflatten(0, (views, batch))
+    targets = targets.unflatten(0, (teachers, batch))
+    agreement = torch.einsum("tbk,vbk->tv", targets, log_probabilities) / batch
+    same = torch.eye(teachers, views, dtype=torch.bool, device=agreement.device)
+    return -agreement.masked_fill(same, 0.0).sum() / (teachers * views - teachers)
+
+
+@torch.no_grad()
+def _target_metrics(targets: Tensor) -> dict[str, Tensor]:
+    """Mean entropy of the targets and entropy of their mean, in nats: the first → 0 or the second → 0 is collapse."""
+    mean = targets.mean(0)
+    return {
+        "teacher_entropy": torch.special.entr(targets).sum(-1).mean(),
+        "prototype_entropy": torch.special.entr(mean).sum(),
+    }

@@ -1,0 +1,1 @@
+"""What was hidden is predicted from what is left."""

@@ -1,0 +1,160 @@
+"""The contract that every method keeps: ``SSLConfig``, ``SSLModel``, ``SSLOutput``.
+
+A method composes a native transformers backbone with its heads, teacher and buffers; ``forward`` takes named tensors
+and returns an ``SSLOutput``. Everything that a next training step depends on is a parameter or a persistent buffer.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import ModelOutput
+
+from . import backbones, heads, momentum
+from .processing import SSLImageProcessor
+
+
+@strict
+class SSLConfig(PreTrainedConfig):
+    """Base of every method's config.
+
+    backbone_config: the native backbone's config: an instance, a dict with ``model_type``, or None for a ViT-B/16.
+    """
+
+    model_type = "ssl"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="vit")}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+
+
+@dataclass
+class SSLOutput(ModelOutput):
+    """loss: mean over the local batch (None without training views). embeddings: (B or V·B, D) backbone features.
+    metrics: detached scalars, averaged over micro-batches and ranks and logged by the trainer."""
+
+    loss: Tensor | None = None
+    embeddings: Tensor | None = None
+    metrics: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a method states about itself; the card, the CLI and ``hf-ssl methods`` read it."""
+
+    name: str
+    title: str
+    arxiv: str
+    bibtex: str
+    family: str
+    teaches: str
+
+
+class SSLModel(PreTrainedModel):
+    """Base of every method: a native ``backbone`` plus what the method adds.
+
+    ``from_pretrained(<any native repo>, config=...)`` warm-starts the backbone; a repo of ours restores everything.
+    Subclasses set ``paper``, ``lr_scaling`` (how the published learning rate scales with the global batch) and
+    ``default_arguments`` (the paper's optimiser as training-argument fields), and may override the three hooks below.
+    """
+
+    config: SSLConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    accepts_loss_kwargs = False  # the loss is a per-batch mean: Trainer divides it by the accumulation steps
+
+    paper: ClassVar[Paper]
+    processor_class: ClassVar[type[SSLImageProcessor]]
+    lr_scaling: ClassVar[tuple[str, int]] = ("linear", 256)  # lr = base · batch/256; "sqrt" and "none" exist
+    default_arguments: ClassVar[dict[str, Any]] = {}
+    step: Tensor
+    total_steps: Tensor
+
+    def __init__(self, config: SSLConfig):
+        super().__init__(config)
+        self.backbone = backbones.build(config.backbone_config)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("total_steps", torch.ones((), dtype=torch.int64))
+
+    def post_init(self) -> None:
+        super().post_init()
+        self.train(self.training)  # a model that was never told its mode has a frozen teacher as well
+
+    # --- what a method may override -------------------------------------------------------------------------------
+
+    def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """(student, teacher) pairs that follow each other by EMA."""
+        yield from ()
+
+    def teacher_momentum(self, progress: float) -> float:
+        """EMA momentum at ``progress`` in [0, 1] of the run."""
+        raise ValueError(f"{type(self).__name__} names teachers but no teacher_momentum")
+
+    def frozen_parameters(self) -> Iterator[nn.Parameter]:
+        """Student-side parameters that are never trained (fixed positions, a frozen weight-norm gain)."""
+        yield from ()
+
+    def before_optimizer_step(self, progress: float) -> None:
+        """Called once per optimiser step, gradients complete and not yet clipped."""
+
+    def update_state(self) -> None:
+        """Called once per optimiser step, after it: centres, queues and other non-gradient state."""
+
+    # --- what every method has ------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> Tensor:
+        """Share of the run that is done, a 0-d float tensor in [0, 1] (no device sync)."""
+        return (self.step.float() / self.total_steps.float()).clamp(max=1.0)
+
+    @torch.no_grad()
+    def after_optimizer_step(self, progress: float | None = None) -> None:
+        """EMA, centres and the step counter: exactly once per optimiser step, never per micro-batch.
+
+        progress: where the run stood when this step began; read from the buffers if None (one device sync).
+        """
+        progress = float(self.progress) if progress is None else progress
+        for student, teacher in self.teachers():
+            momentum.ema_update(student, teacher, self.teacher_momentum(progress))
+        self.update_state()
+        self.step.add_(1)
+
+    @property
+    def export_backbone(self) -> PreTrainedModel:
+        """The native model that is published: the backbone, or its teacher where that is the better one."""
+        return self.backbone
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D), from the model that would be exported."""
+        return backbones.features(self.export_backbone, pixel_values)
+
+    def patch_tokens(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D), from the model that would be exported."""
+        return backbones.patch_tokens(self.export_backbone, pixel_values)
+
+    def train(self, mode: bool = True) -> "SSLModel":
+        """As ``nn.Module.train``; also re-freezes what must not train (``from_pretrained`` makes everything trainable)."""
+        super().train(mode)
+        for _, teacher in self.teachers():
+            momentum.teacher_mode(teacher, mode)
+        for parameter in self.frozen_parameters():
+            parameter.requires_grad_(False)
+        return self
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Heads, then (``module is self`` comes last) counters and teacher := student; loaded values stay."""
+        heads.init_head(module)
+        if module is self:
+            init.zeros_(self.step)
+            init.ones_(self.total_steps)
+            for student, teacher in self.teachers():
+                momentum.copy_state(student, teacher)

@@ -1,0 +1,40 @@
+"""The teacher as an exponential moving average (EMA) of the student: copy, freeze, one update per optimiser step."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+
+def make_teacher(student: nn.Module) -> nn.Module:
+    """A frozen deep copy of ``student`` (never an alias: the two share no storage)."""
+    return copy.deepcopy(student).requires_grad_(False)
+
+
+def copy_state(student: nn.Module, teacher: nn.Module) -> None:
+    """Teacher := student, parameters and buffers, except what a checkpoint has already filled."""
+    for target, source in zip(teacher.parameters(), student.parameters(), strict=True):
+        init.copy_(target, source)
+    for target, source in zip(teacher.buffers(), student.buffers(), strict=True):
+        init.copy_(target, source)
+
+
+@torch.no_grad()
+def ema_update(student: nn.Module, teacher: nn.Module, momentum: float | Tensor) -> None:
+    """teacher ← momentum · teacher + (1 − momentum) · student, parameters only.
+
+    BatchNorm buffers are left out on purpose: the teacher runs its BatchNorm in training mode and owns its statistics
+    (as in the published code of BYOL, MoCo v3 and DINO). ``momentum`` is a number on the host: no device sync.
+    """
+    targets, sources = list(teacher.parameters()), list(student.parameters())
+    torch._foreach_lerp_(targets, [s.to(t.dtype) for t, s in zip(targets, sources, strict=True)], 1.0 - float(momentum))
+
+
+def teacher_mode(teacher: nn.Module, training: bool) -> None:
+    """Freeze ``teacher``; no dropout or drop-path ever, BatchNorm follows ``training`` (see ``ema_update``)."""
+    teacher.requires_grad_(False)
+    teacher.eval()
+    for module in teacher.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(training)

@@ -1,0 +1,274 @@
+"""SSLImageProcessor: the base of every method's image processor. A method sets class attributes, above all `views`."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, BitImageProcessor
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import PILImageResampling
+
+from . import ops
+from .views import VIEW_FIELDS, ViewGroup, draw_view, nearest, render_view
+
+_SERVICE_KEYS = {"image_processor_type", "processor_class", "_processor_class", "feature_extractor_type", "auto_map"}
+_PER_GROUP = {"key", "count"}  # never spread over several groups: each group states its own
+
+
+class SSLImageProcessor(BaseImageProcessor):
+    """Turns pictures into the views a method trains on, reproducibly, and names the native processor for evaluation.
+
+    Class attributes are the defaults, keyword arguments override them:
+
+    - size: {"height", "width"} or pixels; every view group that states no size of its own gets it.
+    - image_mean, image_std: one number per channel, of pictures scaled to 0..1.
+    - num_channels: 1, 3, 4, 13, ...; where it does not fit the default mean and std and none is given, every channel
+      gets their average over the channels (.449 and .226).
+    - eval_crop_pct: the share of the resized picture that the evaluation crop keeps.
+    - views: the recipe, a list of `ViewGroup` fields; groups that share a `key` are concatenated along V in order.
+    - any view field, such as scale=(.5, 1) or brightness=.3, applies to all groups (`count` where there is one group);
+      a group's key with a dict, such as local_pixel_values={"count": 4}, applies to the groups of that key.
+
+    An unknown name or a bad value raises ValueError.
+    """
+
+    model_input_names = ["pixel_values"]
+    size: Any = {"height": 224, "width": 224}
+    image_mean: Any = [0.485, 0.456, 0.406]
+    image_std: Any = [0.229, 0.224, 0.225]
+    num_channels: int = 3
+    eval_crop_pct: float = 0.875
+    views: list[dict[str, Any]] = [{"key": "pixel_values", "count": 2, "hflip": 0.5}]
+
+    def __init__(self, **kwargs: Any):
+        super().__init__()
+        known = self._attributes()
+        kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in known}
+        attributes = {name: kwargs.get(name, getattr(type(self), name)) for name in known}
+        attributes = copy.deepcopy(attributes)  # what the class says today is saved with the instance
+        views = attributes["views"]
+        if not isinstance(views, (list, tuple)) or not views or not all(isinstance(group, dict) for group in views):
+            raise ValueError(f"{type(self).__name__}: views must be a list of dicts, one per group, not {views!r}.")
+        views = list(views)
+        self._spread({k: v for k, v in kwargs.items() if k not in known | _SERVICE_KEYS}, views)
+        attributes["views"] = [{name: _plain(value) for name, value in group.items()} for group in views]
+        attributes["size"] = _size_dict(attributes["size"])
+        self.__dict__.update(attributes)
+        self._set_statistics("image_mean" in kwargs, "image_std" in kwargs)
+        self._compile()
+
+    def _spread(self, overrides: dict[str, Any], views: list[dict[str, Any]]) -> None:
+        """Writes view fields to all groups, and a key's dict of fields to the groups of that key."""
+        keys = {group.get("key", "pixel_values") for group in views}
+        for name, value in overrides.items():
+            if name in keys and isinstance(value, dict):
+                for group in (g for g in views if g.get("key", "pixel_values") == name):
+                    group.update(value)
+            elif name in VIEW_FIELDS and (name not in _PER_GROUP or len(views) == 1):
+                for group in views:
+                    group[name] = value
+            elif name in VIEW_FIELDS:
+                raise ValueError(
+                    f"{name} differs between groups of views: pass for example {min(keys)}={{{name!r}: ..}}."
+                )
+            else:
+                known = [*VIEW_FIELDS, *sorted((self._attributes() | keys) - set(VIEW_FIELDS))]
+                raise ValueError(f"{type(self).__name__} has no argument {name!r}. {nearest(name, known)}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__ and name in self._attributes():
+            raise AttributeError(
+                f"{name} is fixed once the processor is built: make another, {type(self).__name__}({name}=...)."
+            )
+        super().__setattr__(name, value)
+
+    @classmethod
+    def _attributes(cls) -> set[str]:
+        """Names of the data attributes this class and its parents down to SSLImageProcessor declare."""
+        names = {name for base in cls.__mro__[: cls.__mro__.index(SSLImageProcessor) + 1] for name in vars(base)}
+        return {
+            name
+            for name in names
+            if not name.startswith("_")
+            and name != "model_input_names"
+            and isinstance(getattr(cls, name), (str, int, float, list, tuple, dict, type(None)))
+        }
+
+    def _set_statistics(self, mean_given: bool, std_given: bool) -> None:
+        if isinstance(self.num_channels, bool) or not isinstance(self.num_channels, int) or self.num_channels < 1:
+            raise ValueError(f"num_channels must be a whole number of at least 1, not {self.num_channels!r}.")
+        if not 0 < self.eval_crop_pct <= 1:
+            raise ValueError(f"eval_crop_pct must lie above 0 and not above 1, not {self.eval_crop_pct!r}.")
+        for name, given in (("image_mean", mean_given), ("image_std", std_given)):
+            values = getattr(self, name)
+            values = [float(v) for v in (values if isinstance(values, Iterable) else [values] * self.num_channels)]
+            if len(values) != self.num_channels and not given:
+                values = [round(sum(values) / len(values), 6)] * self.num_channels
+            if len(values) != self.num_channels:
+                raise ValueError(
+                    f"{name} has {len(values)} values for {self.num_channels} channels: give one per channel."
+                )
+            if name == "image_std" and min(values) <= 0:
+                raise ValueError(f"image_std must be above 0 in every channel, not {values}.")
+            self.__dict__[name] = values
+
+    def _compile(self) -> None:
+        size = (self.size["height"], self.size["width"])
+        self._groups = [ViewGroup.from_dict(g, size, f"views[{i}]") for i, g in enumerate(self.views)]
+        self._tables = ops.level_tables(self.image_mean, self.image_std)
+        shapes: dict[str, tuple[int, int]] = {}
+        for i, group in enumerate(self._groups):
+            if shapes.setdefault(group.key, group.size) != group.size:
+                raise ValueError(f"views[{i}]: {group.key} has size {shapes[group.key]} before and {group.size} here.")
+        self.model_input_names = list(shapes)
+
+    @property
+    def num_views(self) -> int:
+        """Views per picture, over all groups."""
+        return sum(group.count for group in self._groups)
+
+    def draw(self, images: Sequence[np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """One picture's views: {key: float32 (V, C, H, W), normalised}; the same `rng` state gives the same bytes.
+
+        images: one uint8 (H, W, num_channels) array per view, in the groups' order; the same object may repeat.
+        """
+        if len(images) != self.num_views:
+            raise ValueError(f"draw needs one picture per view, {self.num_views}, and got {len(images)}.")
+        for image in {id(image): image for image in images}.values():
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
+                raise ValueError(
+                    f"draw needs uint8 pictures of shape (height, width, {self.num_channels}) and got {image.dtype} "
+                    f"{image.shape}."
+                )
+        counts = dict.fromkeys(self.model_input_names, 0)
+        for group in self._groups:
+            counts[group.key] += group.count
+        sizes: dict[str, Any] = {group.key: group.size for group in self._groups}
+        views = {k: np.empty((n, self.num_channels, *sizes[k]), np.float32) for k, n in counts.items()}
+        filled = dict.fromkeys(counts, 0)
+        pictures = iter(images)
+        for group in self._groups:
+            for _ in range(group.count):
+                image = next(pictures)
+                choices = draw_view(group, image.shape[0], image.shape[1], rng)
+                render_view(image, choices, group, self._tables, views[group.key][filled[group.key]])
+                filled[group.key] += 1
+        return views
+
+    def preprocess(
+        self, images: Any, return_tensors: str | None = "pt", seed: int | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Views of one picture or a list: {key: (B, V, C, H, W)}. PIL, or uint8 / 0..1 float HWC, CHW or HW arrays.
+
+        With `seed`, picture i's views depend on (seed, i) alone.
+        """
+        if kwargs:
+            raise ValueError(f"Unknown argument {next(iter(kwargs))!r}: a call takes images, return_tensors and seed.")
+        single = isinstance(images, Image.Image) or (hasattr(images, "ndim") and images.ndim <= 3)
+        batch = [images] if single else list(images)
+        if not batch:
+            raise ValueError("There is no picture in the list.")
+        drawn = []
+        for i, image in enumerate(batch):
+            array = to_array(image, self.num_channels)
+            rng = np.random.default_rng(None if seed is None else (seed, i))
+            drawn.append(self.draw([array] * self.num_views, rng))
+        data = {key: np.stack([views[key] for views in drawn]) for key in self.model_input_names}
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def undo(self, pixel_values: Any) -> np.ndarray:
+        """Normalised (..., C, H, W) back to uint8 (..., H, W, C), for pictures."""
+        values = torch.as_tensor(pixel_values).detach().float().cpu().numpy()
+        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (self.image_mean, self.image_std))
+        return np.clip(np.rint(np.moveaxis((values * std + mean) * 255, -3, -1)), 0, 255).astype(np.uint8)
+
+    def eval_processor(self) -> BitImageProcessor:
+        """The native processor for evaluation and export, which plain transformers loads: the same mean and std.
+
+        Shortest edge to round(size / eval_crop_pct), bicubic, centre crop; where size is not square, both edges.
+        Pictures become RGB where num_channels is 3. The native class converts nothing else: an RGB picture given to a
+        1-channel one comes out with 3 channels; arrays with other than 1, 3 or 4 channels need input_data_format.
+        """
+        height, width = self.size["height"], self.size["width"]
+        resized: Any = {"height": round(height / self.eval_crop_pct), "width": round(width / self.eval_crop_pct)}
+        return BitImageProcessor(
+            size={"shortest_edge": resized["height"]} if height == width else resized,
+            crop_size={"height": height, "width": width},
+            resample=PILImageResampling.BICUBIC,
+            image_mean=list(self.image_mean),
+            image_std=list(self.image_std),
+            do_convert_rgb=self.num_channels == 3,
+        )
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """From a saved dict; `kwargs` that this class knows override it as they would in the constructor."""
+        saved = dict(image_processor_dict)
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        known = (
+            cls._attributes()
+            | set(VIEW_FIELDS)
+            | {g.get("key", "pixel_values") for g in saved.get("views", cls.views)}
+        )
+        used = {k: v for k, v in kwargs.items() if k in known or not return_unused}
+        if used.get("num_channels", saved.get("num_channels")) != saved.get("num_channels"):
+            for name in {"image_mean", "image_std"} - set(used):  # the class's own, spread over the new channels
+                saved.pop(name, None)
+        processor = cls(**{**saved, **used})
+        return (processor, {k: v for k, v in kwargs.items() if k not in used}) if return_unused else processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: the public attributes and the class's name."""
+        state = {k: copy.deepcopy(v) for k, v in self.__dict__.items() if k in self._attributes()}
+        return {**state, "image_processor_type": type(self).__name__}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _size_dict(size: Any) -> dict[str, int]:
+    pair: Any = [size.get("height"), size.get("width")] if isinstance(size, dict) else size
+    pair = pair if isinstance(pair, (list, tuple)) else [pair, pair]
+    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in pair):
+        raise ValueError(f"size must be pixels, [height, width] or {{'height': .., 'width': ..}}, not {size!r}.")
+    return {"height": pair[0], "width": pair[1]}
+
+
+_PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def to_array(image: Any, channels: int) -> np.ndarray:
+    """A PIL picture, array or tensor (HW, HWC or CHW; uint8, or float in 0..1) as uint8 (H, W, channels)."""
+    if isinstance(image, Image.Image):
+        if channels not in _PIL_MODES:
+            raise ValueError(f"A PIL picture (mode {image.mode}) has no {channels} channels: pass an array.")
+        if image.mode in ("I", "F"):
+            raise ValueError(f"A PIL picture of mode {image.mode} has no fixed range: scale it to uint8 first.")
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if channels < 4 and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        image = np.asarray(image.convert(_PIL_MODES[channels]))
+    array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3:
+        raise ValueError(f"A picture has two or three axes; this one has shape {array.shape}.")
+    if array.shape[2] != channels and array.shape[2] not in (1, 3) and array.shape[0] in (channels, 1, 3):
+        array = array.transpose(1, 2, 0)
+    if np.issubdtype(array.dtype, np.floating) and array.size and 0 <= array.min() and array.max() <= 1:
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ValueError(f"A picture must be uint8, or float within 0 to 1; this one is {array.dtype}, {array.shape}.")
+    if array.shape[2] == 1 and channels == 3:
+        array = np.repeat(array, 3, axis=2)
+    elif array.shape[2] == 3 and channels == 1:
+        array = ops.grayscale(np.ascontiguousarray(array))
+    if array.shape[2] != channels:
+        raise ValueError(f"This processor takes {channels} channels; the picture has shape {array.shape}.")
+    return np.ascontiguousarray(array)

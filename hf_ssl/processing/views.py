@@ -1,0 +1,276 @@
+"""One view of one picture: what may vary (`ViewGroup`), one draw of it (`draw_view`), and the pixels (`render_view`).
+
+A recipe is a list of groups; a group is a plain dict in JSON and a `ViewGroup` once checked. Order of the operations:
+random resized crop with flips, rotation and shift, colour jitter in random order, grayscale, blur, solarise,
+normalise, erase. What needs RGB (saturation, hue, grayscale) is left out where there are not exactly three channels.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import ops
+
+Range = tuple[float, float]
+_TRIES = 10  # boxes tried before the centre is taken, as in torchvision
+_DRAWS = 8 * _TRIES + 20  # uniform numbers per view, always, so that one field never moves the draws of another
+_JITTERS = ("brightness", "contrast", "saturation", "hue")
+
+
+@dataclass(frozen=True)
+class ViewGroup:
+    """How `count` views are drawn: the checked values, made by `from_dict`. What a dict may say:
+
+    - key: name of the tensor; groups of one key are concatenated along V in order.
+    - size: pixels, or [height, width]; absent or None takes the processor's.
+    - scale: [low, high] area of the crop, relative; None takes the largest centred crop of the view's shape.
+    - ratio: [low, high] width / height of the crop, log-uniform.
+    - interpolation: bicubic, bilinear (both antialiased) or nearest.
+    - hflip, vflip, jitter_p, grayscale_p, blur_p, solarize_p, erase_p: probabilities per view.
+    - rotation: r gives U(-r, r) degrees. translate: t gives U(-t, t) of the side in whole pixels. Both
+      mirror the picture at its border.
+    - brightness, contrast, saturation: b gives U(max(0, 1-b), 1+b), or [low, high].
+    - hue: h gives U(-h, h) of a full circle, or [low, high].
+    - blur_sigma: [low, high] pixels. blur_kernel: the kernel's widest side relative to the view's height, as in SimCLR
+      (.1 is 23 pixels at 224); 0 is as wide as sigma asks, as in PIL, hence DINO and BYOL.
+    - solarize_p: levels from 128 of 255 up are inverted.
+    - erase_scale: [low, high] relative area of the one box that erase_p sets to the mean (0 once normalised).
+    """
+
+    size: tuple[int, int]
+    key: str = "pixel_values"
+    count: int = 1
+    scale: Range | None = (0.08, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    interpolation: str = "bicubic"
+    hflip: float = 0.0
+    vflip: float = 0.0
+    rotation: float = 0.0
+    translate: float = 0.0
+    brightness: Range = (1.0, 1.0)
+    contrast: Range = (1.0, 1.0)
+    saturation: Range = (1.0, 1.0)
+    hue: Range = (0.0, 0.0)
+    jitter_p: float = 1.0
+    grayscale_p: float = 0.0
+    blur_p: float = 0.0
+    blur_sigma: Range = (0.1, 2.0)
+    blur_kernel: float = 0.0
+    solarize_p: float = 0.0
+    erase_p: float = 0.0
+    erase_scale: Range = (0.02, 0.33)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any], default_size: tuple[int, int], where: str = "views") -> "ViewGroup":
+        """The checked group. Raises ValueError naming the field and what it may be, or the nearest one if unknown."""
+        checked: dict[str, Any] = {}
+        for name, value in fields.items():
+            if name not in VIEW_FIELDS:
+                raise ValueError(f"{where} has an unknown field {name!r}. {nearest(str(name), VIEW_FIELDS)}")
+            try:
+                checked[name] = _CHECKS[name](value)
+            except _BadField as error:
+                raise ValueError(f"{where}: {name} must be {error}, not {value!r}.") from None
+        checked["size"] = checked.get("size") or default_size
+        return cls(**checked)
+
+
+VIEW_FIELDS = tuple(field.name for field in dataclasses.fields(ViewGroup))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that points from a misspelt name to the nearest known one."""
+    names = list(known)
+    similarity = [difflib.SequenceMatcher(None, name, other).ratio() for other in names]
+    best = max(similarity)  # of two equally near names the first wins, unlike difflib.get_close_matches
+    if best < 0.4:
+        return f"Known are: {', '.join(sorted(names))}."
+    return f"Did you mean {names[similarity.index(best)]!r}?"
+
+
+class _BadField(Exception):
+    """Says what the field must be."""
+
+
+def _number(low: float, high: float, what: str) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise _BadField(what)
+        return float(value)
+
+    return check
+
+
+def _range(low: float, high: float, what: str) -> Callable[[Any], Range]:
+    number = _number(low, high, what)
+
+    def check(value: Any) -> Range:
+        if not isinstance(value, (list, tuple)) or len(value) != 2 or number(value[0]) > number(value[1]):
+            raise _BadField(what)
+        return float(value[0]), float(value[1])
+
+    return check
+
+
+def _jitter(value: Any) -> Range:
+    what = "a finite number from 0 up, or [low, high] of such"
+    if isinstance(value, (list, tuple)):
+        return _range(0.0, 1e6, what)(value)
+    half = _number(0.0, 1e6, what)(value)
+    return max(0.0, 1 - half), 1 + half
+
+
+def _hue(value: Any) -> Range:
+    what = "a number from 0 to .5, or [low, high] within -.5 to .5"
+    if isinstance(value, (list, tuple)):
+        return _range(-0.5, 0.5, what)(value)
+    half = _number(0.0, 0.5, what)(value)
+    return -half, half
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _count(value: Any) -> int:
+    if not _is_count(value):
+        raise _BadField("a whole number of at least 1")
+    return value
+
+
+def _size(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    pair = value if isinstance(value, (list, tuple)) else (value, value)
+    if len(pair) != 2 or not all(_is_count(v) for v in pair):
+        raise _BadField("a whole number of pixels or [height, width]")
+    return pair[0], pair[1]
+
+
+def _key(value: Any) -> str:
+    if not isinstance(value, str) or not value.isidentifier():
+        raise _BadField("a name such as 'pixel_values'")
+    return value
+
+
+def _interpolation(value: Any) -> str:
+    if not isinstance(value, str) or value not in ops.INTERPOLATIONS:
+        raise _BadField(f"one of {', '.join(ops.INTERPOLATIONS)}")
+    return value
+
+
+_probability = _number(0.0, 1.0, "a probability from 0 to 1")
+_area = _range(1e-6, 1.0, "[low, high] above 0 and up to 1")
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "key": _key,
+    "count": _count,
+    "size": _size,
+    "scale": lambda value: None if value is None else _area(value),
+    "ratio": _range(0.01, 100.0, "[low, high] of width / height, .01 to 100"),
+    "interpolation": _interpolation,
+    "rotation": _number(0.0, 180.0, "degrees from 0 to 180"),
+    "translate": _number(0.0, 0.5, "a share of the side from 0 to .5"),
+    "hue": _hue,
+    "blur_sigma": _range(0.0, 100.0, "[low, high] in pixels, 0 to 100"),
+    "blur_kernel": _number(0.0, 1.0, "a share of the view's height from 0 to 1"),
+    "erase_scale": _area,
+    **dict.fromkeys(("brightness", "contrast", "saturation"), _jitter),
+    **dict.fromkeys(("hflip", "vflip", "jitter_p", "grayscale_p", "blur_p", "solarize_p", "erase_p"), _probability),
+}
+
+
+class Draw(NamedTuple):
+    """One view's random choices, all that `render_view` needs; the defaults leave an operation out."""
+
+    box: ops.Box
+    hflip: bool = False
+    vflip: bool = False
+    rotation: float = 0.0
+    shift: tuple[int, int] = (0, 0)  # (down, right) in pixels
+    jitter: tuple[tuple[str, float], ...] = ()  # (operation, factor) in the order to apply
+    gray: bool = False
+    sigma: float = 0.0
+    solarize: bool = False
+    erase: ops.Box | None = None
+
+
+def _between(span: Range, uniform: float) -> float:
+    return span[0] + (span[1] - span[0]) * uniform
+
+
+def draw_box(uniform: Sequence[float], height: int, width: int, scale: Range, ratio: Range) -> ops.Box | None:
+    """A box of random area and aspect in (height, width), from 40 uniform numbers: ten tries, None if none fits."""
+    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    for i in range(0, 4 * _TRIES, 4):
+        area = height * width * _between(scale, uniform[i])
+        aspect = math.exp(_between(log_ratio, uniform[i + 1]))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(uniform[i + 2] * (height - h + 1)), int(uniform[i + 3] * (width - w + 1)), h, w
+    return None
+
+
+def centre_box(height: int, width: int, ratio: Range) -> ops.Box:
+    """The largest centred box whose width / height lies within `ratio`."""
+    h, w = height, width
+    if width < height * ratio[0]:
+        h = min(max(round(width / ratio[0]), 1), height)
+    elif width > height * ratio[1]:
+        w = min(max(round(height * ratio[1]), 1), width)
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def draw_view(group: ViewGroup, height: int, width: int, rng: np.random.Generator) -> Draw:
+    """All choices for one view of a (height, width) picture. Takes as much from `rng` whatever the fields say."""
+    uniform = rng.random(_DRAWS).tolist()
+    for_crop, for_erase, rest = uniform[: 4 * _TRIES], uniform[4 * _TRIES : 8 * _TRIES], iter(uniform[8 * _TRIES :])
+    size = group.size
+    if group.scale is None:
+        box = centre_box(height, width, (size[1] / size[0], size[1] / size[0]))
+    else:
+        box = draw_box(for_crop, height, width, group.scale, group.ratio) or centre_box(height, width, group.ratio)
+    order = sorted(range(4), key=[next(rest) for _ in _JITTERS].__getitem__)
+    factors = [(name, _between(getattr(group, name), next(rest))) for name in _JITTERS]
+    is_jittered = next(rest) < group.jitter_p
+    is_blurred, sigma = next(rest) < group.blur_p, _between(group.blur_sigma, next(rest))
+    is_erased = next(rest) < group.erase_p
+    slide = (-group.translate, group.translate)
+    return Draw(
+        box,
+        hflip=next(rest) < group.hflip,
+        vflip=next(rest) < group.vflip,
+        rotation=_between((-group.rotation, group.rotation), next(rest)),
+        shift=(round(_between(slide, next(rest)) * size[0]), round(_between(slide, next(rest)) * size[1])),
+        jitter=tuple(factors[i] for i in order) if is_jittered else (),
+        gray=next(rest) < group.grayscale_p,
+        sigma=sigma if is_blurred else 0.0,
+        solarize=next(rest) < group.solarize_p,
+        erase=draw_box(for_erase, *size, group.erase_scale, (0.3, 3.3)) if is_erased else None,
+    )
+
+
+def render_view(
+    image: np.ndarray, draw: Draw, group: ViewGroup, tables: tuple[np.ndarray, np.ndarray], out: np.ndarray
+) -> None:
+    """Writes the drawn view of a (H, W, C) uint8 picture to `out`, float32 (C, height, width)."""
+    view = ops.crop_resize(image, draw.box, group.size, group.interpolation, draw.hflip, draw.vflip)
+    if draw.rotation or draw.shift != (0, 0):
+        view = ops.warp(view, draw.rotation, *draw.shift)
+    is_rgb = view.shape[2] == 3
+    for name, factor in draw.jitter:
+        if is_rgb or name in ("brightness", "contrast"):
+            view = getattr(ops, name)(view, factor)
+    if draw.gray and is_rgb:
+        view = ops.grayscale(view)
+    if draw.sigma:
+        kernel = int(group.size[0] * group.blur_kernel) // 2 * 2 + 1 if group.blur_kernel else 0
+        view = ops.blur(view, draw.sigma, kernel)
+    ops.normalise(view, tables[int(draw.solarize)], out)
+    if draw.erase:
+        top, left, height, width = draw.erase
+        out[:, top : top + height, left : left + width] = 0.0
