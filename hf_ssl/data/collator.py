@@ -1,0 +1,279 @@
+"""From undecoded rows to batches of views, in the DataLoader's workers; broken images are replaced, counted and named."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import signal
+import weakref
+from bisect import bisect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_ssl.data.decode import BadImageError
+from hf_ssl.data.sources import ImageSource
+from hf_ssl.data.stream import RowStream
+
+logger = logging.getLogger("hf_ssl.data")
+
+
+class TooManyBadImages(RuntimeError):
+    """More images are broken than a run may leave out."""
+
+
+class ViewCollator:
+    """Rows to one batch: decode, render, draw the processor's views, stack.
+
+    The views of a row depend on (`seed`, epoch, row number) alone, whichever worker or rank draws them. A broken image
+    gives its place to the next good one of the batch, so that shapes stay equal on every rank.
+
+    Args:
+        source: decodes and renders the rows.
+        processor: anything with `num_views` and `draw(images, rng) -> {key: array}`.
+        seed: non-negative.
+        keep_columns: columns handed through: numbers as a tensor (B,), anything else as a list. `_index` and `_epoch` too.
+    """
+
+    def __init__(self, source: ImageSource, processor: Any, seed: int, keep_columns: Sequence[str] = ()):
+        self.source, self.processor, self.seed = source, processor, seed
+        self.keep_columns = tuple(keep_columns)
+        self._spare: dict | None = None  # last good row, undecoded, for a batch with no good image at all
+
+    def __call__(self, rows: list[dict]) -> dict[str, Any]:
+        """`rows` as `RowStream` yields them -> {key: (B, ...) tensor}, the kept columns, and `_skipped` (list of str)."""
+        batch: dict[str, Any] = {}
+        skipped, good = {}, []
+        for i, row in enumerate(rows):
+            try:
+                self._store(batch, i, len(rows), self._views(self.source.decode(row), row))
+                good.append(i)
+            except BadImageError as error:
+                skipped[i] = str(error)
+        shown = list(rows)
+        if good:
+            self._spare = rows[good[-1]]
+        for i in skipped:
+            shown[i] = rows[good[bisect(good, i) % len(good)]] if good else self._spare
+            if shown[i] is None:
+                raise TooManyBadImages(f"No image of a whole batch can be decoded; {'; '.join(skipped.values())}.")
+            self._store(batch, i, len(rows), self._views(self.source.decode(shown[i]), rows[i]))
+        for name in self.keep_columns:
+            values = [row[name] for row in shown]
+            numbers = all(isinstance(value, (int, float, np.number)) for value in values)
+            batch[name] = torch.tensor(values) if numbers else values
+        batch["_skipped"] = list(skipped.values())
+        return batch
+
+    def _views(self, picture: np.ndarray, row: dict) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self.seed, row["_epoch"], row["_index"]))
+        count = self.processor.num_views
+        render = self.source.render
+        if render is not None and self.source.random_render:
+            images = [render(picture, rng) for _ in range(count)]
+        else:
+            images = [picture if render is None else render(picture, rng)] * count
+        try:
+            return self.processor.draw(images, rng)
+        except Exception as error:
+            raise RuntimeError(
+                f"The image processor failed on {self.source.where(row)}, {picture.shape[1]} x {picture.shape[0]} pixels: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    @staticmethod
+    def _store(batch: dict[str, torch.Tensor], i: int, count: int, views: dict[str, np.ndarray]) -> None:
+        for key, value in views.items():
+            value = torch.from_numpy(np.ascontiguousarray(value))
+            if key not in batch:
+                batch[key] = torch.empty((count, *value.shape), dtype=value.dtype)
+            if batch[key].shape[1:] != value.shape:
+                raise RuntimeError(
+                    f"The image processor gave {key} of shape {tuple(value.shape)} for one image and "
+                    f"{tuple(batch[key].shape[1:])} for another; all views of a batch need one shape."
+                )
+            batch[key][i] = value
+
+
+class BadImageLedger:
+    """Which images were left out, over the whole run. A file met again in a later epoch counts once.
+
+    Args:
+        total: images in the dataset, where that is known.
+    """
+
+    MAX_NAMES = 1000  # listed and logged; all are counted
+
+    def __init__(self, total: int | None = None):
+        self.total = total
+        self.seen = 0
+        self.skipped = 0  # occasions, over all epochs
+        self._known: dict[str, None] = {}  # "where: reason" of each broken image, in the order met
+
+    @property
+    def names(self) -> list[str]:
+        """The first `MAX_NAMES` broken images, as "where: reason"."""
+        return list(self._known)[: self.MAX_NAMES]
+
+    @property
+    def distinct(self) -> int:
+        return len(self._known)
+
+    def update(self, skipped: Sequence[str], seen: int) -> None:
+        """Count one batch of `seen` images; a broken image is logged when it is met first."""
+        self.seen += seen
+        self.skipped += len(skipped)
+        for name in skipped:
+            if name not in self._known:
+                self._known[name] = None
+                if self.distinct <= self.MAX_NAMES:
+                    logger.warning("image left out: %s", name)
+
+    def check(self, max_fraction: float = 0.01, minimum_seen: int = 1000) -> None:
+        """Raise TooManyBadImages when more than `max_fraction` of the dataset's images turned out broken.
+
+        Where the dataset's length is unknown: of the images seen so far, or of `minimum_seen` while those are fewer.
+        """
+        of = self.total if self.total is not None else max(self.seen, minimum_seen)
+        if self.distinct <= max_fraction * of:
+            return
+        shown = "; ".join(self.names[:5]) + (f"; and {self.distinct - 5} more" if self.distinct > 5 else "")
+        raise TooManyBadImages(
+            f"{self.distinct} images cannot be decoded, more than {max_fraction:.2%} of {of:,}, so the run stops: {shown}. "
+            "Repair or remove them, or raise max_bad_fraction."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that was counted, as JSON types."""
+        return {"seen": self.seen, "skipped": self.skipped, "names": list(self._known)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen, self.skipped = state["seen"], state["skipped"]
+        self._known = dict.fromkeys(state["names"])
+
+    @classmethod
+    def merged(cls, states: Sequence[dict[str, Any]], total: int | None = None) -> BadImageLedger:
+        """The ledger of all ranks from their `state_dict`s; every rank that checks it comes to the same answer."""
+        ledger = cls(total)
+        ledger.seen, ledger.skipped = sum(s["seen"] for s in states), sum(s["skipped"] for s in states)
+        ledger._known = dict.fromkeys(name for state in states for name in state["names"])
+        return ledger
+
+
+class BatchLoader:
+    """Batches of views, one epoch per iteration, from one endless stream that goes on where the last iteration ended.
+
+    `len()` is the number of batches per epoch and raises TypeError for a stream of unknown length, whose iteration never
+    ends. `position` counts the batches handed out since the start of the run; `seek` moves it. `ledger` holds what was
+    left out. Workers ignore the first SIGTERM and Ctrl-C, which go to the whole process group: the training process
+    decides, so it can still save.
+    """
+
+    def __init__(self, stream: RowStream, collator: ViewCollator, num_workers: int, pin_memory: bool, prefetch: int):
+        self.dataset, self.collator, self.batch_size = stream, collator, stream.batch_size
+        self.num_workers, self.pin_memory, self.prefetch = num_workers, pin_memory, prefetch
+        self.steps_per_epoch = stream.steps_per_epoch
+        self.position = stream.start_batch
+        self.ledger = BadImageLedger(stream.source.num_rows)
+        self._batches: Iterator[dict] | None = None
+        atexit.register(_close, weakref.ref(self))  # before Python ends: workers that ignore SIGTERM are told otherwise
+
+    def __len__(self) -> int:
+        if self.steps_per_epoch is None:
+            raise TypeError(f"{self.dataset.source.name} is a stream of unknown length: set max_steps.")
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The rest of the current epoch: all of it, unless `seek` or an early break left the position inside one."""
+        steps = self.steps_per_epoch
+        end = None if steps is None else (self.position // steps + 1) * steps
+        while end is None or self.position < end:
+            yield self._next()
+
+    def seek(self, batch: int) -> None:
+        """Make number `batch` of the run the next one; nothing before it is decoded."""
+        if batch < 0:
+            raise ValueError(f"Batch {batch} cannot be sought; batches count from 0.")
+        if batch != self.position:
+            self.close()
+            self.position = batch
+
+    def close(self) -> None:
+        """Stop the workers. The next iteration starts them again at the same position."""
+        batches, self._batches = self._batches, None
+        if hasattr(batches, "_shutdown_workers"):
+            batches._shutdown_workers()
+
+    def _next(self) -> dict[str, Any]:
+        if self._batches is None:
+            self.dataset.start_batch = self.position
+            self._batches = iter(self._loader())
+        try:
+            batch = next(self._batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            self.close()  # torch would go on raising at every signal of a child, in the middle of a checkpoint too
+            raise RuntimeError(
+                f"A data-loading worker died at batch {self.position} ({error}). It was most likely killed for memory: "
+                "use fewer workers (dataloader_num_workers) or a smaller batch."
+            ) from error
+        self.ledger.update(batch.pop("_skipped"), self.batch_size)
+        self.position += 1
+        return batch
+
+    def _loader(self) -> torch.utils.data.DataLoader:
+        workers = self.num_workers
+        return torch.utils.data.DataLoader(
+            self.dataset,
+            batch_size=self.batch_size,
+            collate_fn=self.collator,
+            num_workers=workers,
+            pin_memory=self.pin_memory,
+            prefetch_factor=self.prefetch if workers else None,
+            worker_init_fn=_prepare_worker if workers else None,
+            generator=torch.Generator(),  # its own: a restart must not draw from the generator that training uses
+        )
+
+
+def build_dataloader(
+    source: ImageSource,
+    processor: Any,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    num_workers: int = 0,
+    start_batch: int = 0,
+    shuffle: bool = True,
+    shuffle_buffer: int = 4096,
+    keep_columns: Sequence[str] = (),
+    pin_memory: bool | None = None,
+    prefetch: int = 2,
+) -> BatchLoader:
+    """Batches of `batch_size` images' views for this rank, from batch `start_batch` of the run on.
+
+    A run that was stopped after k batches and one started with `start_batch=k` give the same batches from k on, for a
+    streamed source with the same number of workers. `pin_memory` is on where CUDA is; `prefetch` is batches per worker.
+    """
+    columns = [name for name in keep_columns if not name.startswith("_")]
+    stream = RowStream(source, batch_size, rank, world_size, seed, shuffle, shuffle_buffer, start_batch, columns)
+    pin = torch.cuda.is_available() if pin_memory is None else pin_memory
+    return BatchLoader(stream, ViewCollator(source, processor, seed, keep_columns), num_workers, pin, prefetch)
+
+
+def _prepare_worker(worker: int) -> None:
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # a second SIGTERM ends the worker: Python sends one to what is left at its end
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def _close(loader: weakref.ref) -> None:
+    if (alive := loader()) is not None:
+        alive.close()

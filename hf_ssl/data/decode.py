@@ -1,0 +1,170 @@
+"""From the bytes of one image file (or an array) to a (H, W, C) uint8 picture, or one clear error.
+
+Every source goes through `decode_image`, so every kind of file comes out the same way: upright (EXIF), 16 bits scaled
+and not clipped, transparency laid on white, and a broken file is a `BadImageError` that names it, never a grey picture.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+MAX_PIXELS = 178_956_970  # Pillow's own error limit; checked from the header, before anything is decoded
+_ORIENTATION = 0x0112  # EXIF tag
+
+# Pillow warns from half that limit on. The limit is enforced here, so the warning would only be noise in a training log.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class BadImageError(ValueError):
+    """One image cannot be used. `where` is the file or row, `reason` says why; both are in the message."""
+
+    def __init__(self, where: str, reason: str = ""):
+        super().__init__(f"{where}: {reason}" if reason else where)
+        self.where, self.reason = where, reason
+
+
+def decode_image(value: Any, channels: int = 3, where: str = "", keep_alpha: bool = False) -> np.ndarray:
+    """Decode one image to a C-contiguous uint8 array (H, W, `channels`); it may be read-only.
+
+    Args:
+        value: `{"bytes": ..., "path": ...}` as `datasets` stores it, bytes, a path, a PIL image, or an array or nested
+            list (H, W) or (H, W, C); (C, H, W) is understood when C is `channels` and the last axis is not.
+        channels: 1 (grey), 3 (RGB), 4 (RGBA for files, any four bands for arrays) or any other number (arrays only).
+        where: how errors name the image; the path by default.
+        keep_alpha: return RGBA (H, W, 4); otherwise transparency is laid on white.
+
+    Raises:
+        BadImageError: empty, truncated, corrupt or oversized file, or an array that is no picture of `channels` bands.
+    """
+    if isinstance(value, dict):
+        path = value.get("path")
+        where = where or path or "image"
+        value = value.get("bytes") if value.get("bytes") is not None else path
+    elif isinstance(value, (str, Path)):
+        where = where or str(value)
+    where = where or "image"
+    try:
+        if isinstance(value, (np.ndarray, list, tuple)):
+            return _from_array(np.asarray(value), 4 if keep_alpha else channels, where)
+        if isinstance(value, Image.Image):
+            return _from_pil(value, channels, keep_alpha, where)
+        return _from_file(value, channels, keep_alpha, where)
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
+        raise BadImageError(where, _reason(value, error)) from error
+
+
+def _from_file(value: bytes | str | Path | None, channels: int, keep_alpha: bool, where: str) -> np.ndarray:
+    if value is None:
+        raise BadImageError(where, "the row holds no image (neither bytes nor a path)")
+    if isinstance(value, str) and "://" in value:  # streamed folders of the Hub hand out hf:// addresses
+        import fsspec
+
+        with fsspec.open(value, "rb") as remote:
+            value = remote.read()
+    with Image.open(io.BytesIO(value) if isinstance(value, (bytes, bytearray, memoryview)) else value) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise BadImageError(where, _too_large(width, height))
+        return _from_pil(image, channels, keep_alpha, where)
+
+
+def _from_pil(image: Image.Image, channels: int, keep_alpha: bool, where: str) -> np.ndarray:
+    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        image.load()  # other libraries switch grey filling of truncated files on; here such a file is an error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    wanted = 4 if keep_alpha else channels
+    if wanted not in (1, 3, 4):
+        raise BadImageError(where, f"an image file holds at most 4 channels, {wanted} are wanted; use array columns")
+    if image.mode == "RGB" and wanted == 3 and "transparency" not in image.info:
+        return np.asarray(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        values = np.clip(values, 0, 65535).astype(np.uint16) if image.mode == "I" else values
+        return _from_array(values, wanted, where)
+    if wanted == 4:
+        return np.asarray(image if image.mode == "RGBA" else image.convert("RGBA"))
+    if image.has_transparency_data:
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image)
+        image = white
+    mode = "RGB" if wanted == 3 else "L"
+    if mode == "L" and image.mode in ("LAB", "HSV", "CMYK", "YCbCr", "P"):
+        image = image.convert("RGB")  # Pillow knows no direct way to grey from some of these
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels if wanted == 3 else pixels[:, :, None]
+
+
+def _from_array(array: np.ndarray, channels: int, where: str) -> np.ndarray:
+    """An array of any usual dtype, (H, W), (H, W, C) or (C, H, W), to (H, W, channels) uint8."""
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or not array.size or array.dtype == object:
+        raise BadImageError(where, f"an array of shape {array.shape} and dtype {array.dtype} is no picture (H, W, C)")
+    if array.shape[2] != channels and array.shape[0] == channels:
+        array = array.transpose(1, 2, 0)
+    height, width, bands = array.shape
+    if height * width > MAX_PIXELS:
+        raise BadImageError(where, _too_large(width, height))
+    array = _to_uint8(array, where)
+    if bands != channels:
+        if {bands, channels} - {1, 3, 4} or (bands, channels) == (4, 1):
+            raise BadImageError(where, f"the array has {bands} channels (shape {array.shape}), {channels} are wanted")
+        return _from_pil(Image.fromarray(array if bands > 1 else array[:, :, 0]), channels, False, where)
+    return np.ascontiguousarray(array)
+
+
+def _to_uint8(array: np.ndarray, where: str) -> np.ndarray:
+    """16 bits are scaled (65535 -> 255); floats are 0..1 when no value is above 1, else 0..255, clipped."""
+    kind = array.dtype.kind
+    if array.dtype == np.uint8:
+        return array
+    if kind == "b":
+        return array.astype(np.uint8) * 255
+    if kind == "u" and array.dtype.itemsize == 2:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    low, high = array.min(), array.max()
+    if kind in "iu":
+        if low < 0 or high > 255:
+            raise BadImageError(
+                where, f"whole numbers from {low} to {high} are no pixels; store uint8 (0..255) or uint16 (0..65535)"
+            )
+        return array.astype(np.uint8)
+    if kind != "f" or not np.isfinite(low + high):
+        raise BadImageError(where, f"the {array.dtype} array holds values that are no finite numbers")
+    scaled = array * 255.0 if high <= 1 else array
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def _too_large(width: int, height: int) -> str:
+    return f"{width} x {height} pixels is more than the {MAX_PIXELS:,} that are decoded (a decompression bomb?)"
+
+
+def _reason(value: Any, error: Exception) -> str:
+    """The decoder's complaint in words a person can act on."""
+    if isinstance(error, FileNotFoundError):
+        return "the file does not exist"
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        size = len(value)
+    else:
+        size = os.path.getsize(value) if isinstance(value, (str, Path)) and os.path.isfile(value) else -1
+    if size == 0:
+        return "the file is empty (0 bytes)"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "no image format that is known here (corrupt, or not an image)"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than the {MAX_PIXELS:,} pixels that are decoded (a decompression bomb?)"
+    return f"cannot be decoded ({type(error).__name__}: {error})"

@@ -1,0 +1,126 @@
+"""The pieces a streamed source is read in, and Arrow tables to rows.
+
+A reader has `count` shards, their `lengths` (None when only reading tells), and `tables(i)`: shard i as small tables.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+CHUNK = 256  # rows converted at a time: little to throw away on a seek, and cheap per row
+_UNKNOWN_SHARD = 1 << 32  # row numbers of one shard, where lengths are unknown
+
+
+class SourceError(ValueError):
+    """A dataset cannot be found or read as asked; the message says what is there and what to do."""
+
+
+class ParquetShards:
+    """The row groups of local parquet files, in order: lengths are known, any of them opens without the others."""
+
+    def __init__(self, files: Sequence[str], image_column: str = "image"):
+        import pyarrow.parquet as pq
+
+        self.image_column = image_column
+        self.groups: list[tuple[str, int]] = []
+        self.lengths: list[int] = []
+        for file in files:
+            try:
+                metadata = pq.read_metadata(file)
+            except (pa.ArrowException, OSError) as error:
+                raise SourceError(f"{file} is not a parquet file that can be read: {error}") from error
+            for group in range(metadata.num_row_groups):
+                if rows := metadata.row_group(group).num_rows:
+                    self.groups.append((file, group))
+                    self.lengths.append(rows)
+        self.offsets = np.cumsum([0, *self.lengths]).tolist()
+
+    @property
+    def count(self) -> int:
+        return len(self.groups)
+
+    def tables(self, shard: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        import pyarrow.parquet as pq
+
+        file, group = self.groups[shard]
+        if columns is not None:
+            columns = [self.image_column if name == "image" else name for name in columns]
+        try:
+            with pq.ParquetFile(file) as parquet:
+                # no Arrow threads: this runs in forked DataLoader workers
+                for batch in parquet.iter_batches(CHUNK, row_groups=[group], columns=columns, use_threads=False):
+                    table = pa.Table.from_batches([batch])
+                    names = ["image" if name == self.image_column else name for name in table.column_names]
+                    yield table.rename_columns(names)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(f"{file}, row group {group} cannot be read: {error}") from error
+
+    def index(self, shard: int, row: int) -> int:
+        """The number of a row over all files."""
+        return self.offsets[shard] + row
+
+    def locate(self, index: int, name: str) -> str:
+        """The file and the row in it, in words."""
+        shard = bisect_right(self.offsets, index) - 1
+        file = self.groups[shard][0]
+        first = next(i for i, (path, _) in enumerate(self.groups) if path == file)
+        return f"row {index - self.offsets[first]} of {file}"
+
+
+class DatasetShards:
+    """The shards of any `datasets.IterableDataset`: its lengths are known only after they were read."""
+
+    lengths = None
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+        self.count = dataset.num_shards
+
+    def tables(self, shard: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        part = self.dataset.shard(self.count, shard) if self.count > 1 else self.dataset
+        if columns is not None:
+            part = part.select_columns(list(columns))
+        # .iter(), not iter(): the latter would split a second time, by DataLoader worker, and leave workers idle
+        yield from part.with_format("arrow").iter(batch_size=CHUNK)
+
+    def index(self, shard: int, row: int) -> int:
+        return shard * _UNKNOWN_SHARD + row
+
+    def locate(self, index: int, name: str) -> str:
+        shard, row = divmod(index, _UNKNOWN_SHARD)
+        return f"row {row} in shard {shard} of {name}"
+
+
+def table_rows(table: pa.Table) -> list[dict]:
+    """An Arrow table as row dicts; a column `image` of nested lists comes as arrays of the dtype they are stored in."""
+    columns = {}
+    for name, column in zip(table.column_names, table.columns):
+        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        array = array.storage if isinstance(array, pa.ExtensionArray) else array
+        columns[name] = _arrays(array) if name == "image" and _is_list(array.type) else array.to_pylist()
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _arrays(column: pa.Array) -> list[np.ndarray | None]:
+    """Each nested list as an array, without a Python object per pixel; None where it is null or ragged."""
+    arrays: list[np.ndarray | None] = []
+    for row in range(len(column)):
+        values, sizes = column.slice(row, 1), [1]
+        while _is_list(values.type):
+            values = values.flatten()
+            sizes.append(len(values))
+        if 0 in sizes or any(after % before for before, after in zip(sizes, sizes[1:])):
+            arrays.append(None)
+        else:
+            shape = [after // before for before, after in zip(sizes, sizes[1:])]
+            arrays.append(values.to_numpy(zero_copy_only=False).reshape(shape))
+    return arrays

@@ -1,0 +1,279 @@
+"""One name to one dataset of undecoded images: built-in sets, folders, parquet, webdataset, the Hub."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_ssl.data import local
+from hf_ssl.data.decode import decode_image
+from hf_ssl.data.shards import DatasetShards, ParquetShards, SourceError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+BUILT_IN = ("emoji", "emoji:placed", "fashion-mnist")
+ACCEPTED = (
+    f"one of {', '.join(BUILT_IN)}; a folder of images; a .parquet or .tar (webdataset) file, glob or folder of them; "
+    "or a Hub dataset owner/name or owner/name:config"
+)
+_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+_LABEL_NAMES = ("label", "labels", "cls", "class")
+
+
+@dataclass
+class ImageSource:
+    """A dataset whose rows hold one undecoded image under `image`, and how to decode it.
+
+    `dataset` is map-style or streamed, its other columns as they were; `labels` are its label-like columns. Where `render`
+    is set it makes the picture from the decoded one: at training once per view, at evaluation once, seeded by the row.
+    """
+
+    name: str
+    dataset: Dataset | IterableDataset
+    split: str = "train"
+    labels: tuple[str, ...] = ()
+    channels: int = 3
+    keep_alpha: bool = False
+    render: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+    random_render: bool = True  # False: `render` draws nothing, so one picture serves all views
+    dtype: str | None = None  # of an array column: its rows are nested lists, which have none
+    shards: Any = field(default=None, repr=False)  # reader of a streamed source
+
+    def __post_init__(self) -> None:
+        if self.is_stream and self.shards is None:
+            self.shards = DatasetShards(self.dataset)
+
+    @property
+    def is_stream(self) -> bool:
+        """True where rows come shard by shard, False where any row can be asked for."""
+        return not hasattr(self.dataset, "num_rows")
+
+    @property
+    def num_rows(self) -> int | None:
+        """How many rows there are; None for a stream that does not say."""
+        if not self.is_stream:
+            return len(self.dataset)
+        if self.shards.lengths is not None:
+            return sum(self.shards.lengths)
+        known = (self.dataset.info.splits or {}).get(self.split)
+        return known.num_examples or None if known is not None else None
+
+    def __len__(self) -> int:
+        if (rows := self.num_rows) is None:
+            raise TypeError(f"{self.name} (split {self.split}) is a stream that does not say how many images it has.")
+        return rows
+
+    def decode(self, row: dict) -> np.ndarray:
+        """The row's picture, (H, W, channels) uint8, or (H, W, 4) with `keep_alpha`; BadImageError names file or row."""
+        value = row["image"]
+        if isinstance(value, list):
+            value = np.asarray(value, dtype=self.dtype)
+        return decode_image(value, self.channels, self.where(row), self.keep_alpha)
+
+    def image(self, row: dict, index: int) -> np.ndarray:
+        """The evaluation picture (H, W, channels): decoded, and rendered with a generator seeded by the row's number."""
+        picture = self.decode(row)
+        return picture if self.render is None else self.render(picture, np.random.default_rng(index))
+
+    def where(self, row: dict) -> str:
+        """What a message calls this row: its file if it is one, else its number and the name stored with it."""
+        value, index = row["image"], row.get("_index")
+        path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
+        if path and (not isinstance(value, dict) or value.get("bytes") is None):
+            return path
+        place = self.name
+        if index is not None:
+            place = self.shards.locate(index, self.name) if self.is_stream else f"row {index} of {self.name}"
+        return f"{path} ({place})" if path else place
+
+
+def load_source(
+    spec: str,
+    split: str = "train",
+    streaming: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    channels: int | None = None,
+) -> ImageSource:
+    """Find the images that `spec` names, without decoding any.
+
+    Args:
+        spec: `emoji`, `emoji:placed`, `fashion-mnist`, a folder, a parquet or webdataset file, glob or folder, or a Hub
+            id `owner/name[:config]`. What exists on disk comes before the Hub.
+        split: train, validation, test or any name the source has. A source without splits is all `train`.
+        streaming: read shards as they come instead of preparing random access (built-in sets and folders always have it).
+        image_column, label_column: their names, where they cannot be told from the columns' types and names.
+        channels: of the pictures; by default the source's own (3 for image files).
+
+    Raises:
+        SourceError: nothing that can be read, no such split, or no such column; says what there is.
+    """
+    path = os.path.expanduser(spec)
+    if spec in ("emoji", "emoji:placed"):
+        source = _emoji(spec, split)
+    elif spec == "fashion-mnist":
+        dataset, split = local.fashion_mnist(split)
+        source = ImageSource(spec, dataset, split, ("label",), channels=1)
+    else:
+        dataset, split, parquet = _open(spec, path, split, streaming)
+        source = _from_dataset(spec, dataset, split, image_column, label_column, parquet)
+    if channels is not None:
+        source.channels = channels
+    return source
+
+
+def _open(spec: str, path: str, split: str, streaming: bool) -> tuple[Any, str, list[str]]:
+    """The dataset a path or Hub id names, its split's name, and its parquet files where those are local."""
+    if os.path.isdir(path):
+        names = local.walk(path)
+        if images := [name for name in names if local.is_image(name)]:
+            return local.image_folder(spec, path, images, split), split, []
+        for extension in (".parquet", ".tar"):
+            if files := [os.path.join(path, name) for name in names if name.endswith(extension)]:
+                return _shard_files(spec, files, split, streaming)
+        kinds = sorted({os.path.splitext(name)[1] or "no extension" for name in names})
+        found = f"files with {', '.join(kinds[:8])}" if kinds else "no file at all"
+        raise SourceError(f"The folder {spec} holds no image and no .parquet or .tar file; it holds {found}.")
+    if path.endswith((".parquet", ".tar")) or glob.has_magic(path):
+        return _shard_files(spec, sorted(glob.glob(path, recursive=True)), split, streaming)
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+(:[\w.-]+)?", spec) and not os.path.exists(path):
+        return _hub(spec, split, streaming)
+    near = difflib.get_close_matches(spec.lower(), BUILT_IN, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    what = "is a file of a kind that is not read here" if os.path.exists(path) else "is no dataset that is known here"
+    raise SourceError(f"{spec!r} {what}.{hint} Give {ACCEPTED}.")
+
+
+def _emoji(spec: str, split: str) -> ImageSource:
+    from hf_ssl.data.emoji import load_emoji, place
+
+    split = local.pick_split(spec, split, ["train", "test", "all"])
+    placed = spec == "emoji:placed"
+    labels = ("group", "subgroup")
+    render = place if placed else _centre
+    return ImageSource(spec, load_emoji(split), split, labels, keep_alpha=True, render=render, random_render=placed)
+
+
+def _centre(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    from hf_ssl.data.emoji import centre
+
+    return centre(rgba)
+
+
+def _shard_files(spec: str, files: list[str], split: str, streaming: bool) -> tuple[Any, str, list[str]]:
+    import datasets
+
+    kinds = {os.path.splitext(file)[1] for file in files}
+    if kinds not in ({".parquet"}, {".tar"}):
+        found = f"matches files with {', '.join(sorted(kinds))}" if files else "matches no file"
+        raise SourceError(f"{spec} {found}; give .parquet files or .tar files.")
+    files, split = local.shard_files(spec, files, split)
+    builder = "parquet" if kinds == {".parquet"} else "webdataset"
+    if builder == "parquet":
+        ParquetShards(files)  # the builder's own error does not name the file that is broken
+    try:
+        dataset = datasets.load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming)
+    except Exception as error:
+        raise SourceError(f"{spec} cannot be read: {_cause(error)}") from error
+    return dataset, split, files if builder == "parquet" else []
+
+
+def _hub(spec: str, split: str, streaming: bool) -> tuple[Any, str, list[str]]:
+    import datasets
+
+    repo, _, config = spec.partition(":")
+    try:
+        split = local.pick_split(spec, split, datasets.get_dataset_split_names(repo, config or None))
+        return datasets.load_dataset(repo, config or None, split=split, streaming=streaming), split, []
+    except SourceError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"{spec} is no file or folder here, and as a Hub dataset it cannot be loaded: {_cause(error)} "
+            "Check the name, the network and, for a private dataset, `hf auth login`."
+        ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost complaint in one line: `datasets` wraps the one that tells."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'' if text.endswith('.') else '.'}"
+
+
+def _from_dataset(
+    spec: str, dataset: Any, split: str, image_column: str | None, label_column: str | None, parquet: list[str]
+) -> ImageSource:
+    """Find the image and label columns, leave images undecoded, and call the image column `image`."""
+    import datasets
+
+    features = dataset.features
+    if features is None:  # a stream that does not declare its columns: its first row shows them
+        first = next(iter(dataset.iter(batch_size=1)))
+        features = datasets.Features({name: datasets.Value("null") for name in first})
+    name = _image_column(spec, features, image_column)
+    if isinstance(features[name], datasets.Image):
+        dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    if name != "image":
+        dataset = dataset.remove_columns("image") if "image" in features else dataset
+        dataset = dataset.rename_column(name, "image")
+    if label_column is not None and label_column not in features:
+        raise SourceError(f"{spec} has no column {label_column!r}; its columns are {', '.join(features)}.")
+    labels = tuple(
+        key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel) or key in _LABEL_NAMES
+    )
+    source = ImageSource(spec, dataset, split, (label_column,) if label_column else labels)
+    if parquet and source.is_stream:
+        source.shards = ParquetShards(parquet, name)
+    shape, source.dtype = _array_type(features[name])
+    if shape is not None or source.dtype is not None:
+        source.channels = _channels(shape or np.asarray(_first(source)).shape)
+    return source
+
+
+def _image_column(spec: str, features: Any, asked: str | None) -> str:
+    import datasets
+
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    stored = [name for name, kind in features.items() if isinstance(kind, dict) and {"bytes", "path"} & set(kind)]
+    named = [name for name in _IMAGE_NAMES if name in features]
+    if asked is not None:
+        candidates = [asked] if asked in features else []
+    else:
+        typed = images or stored
+        candidates = [name for name in named if name in typed] or typed or named
+    if len(candidates) == 1 or (candidates and candidates[0] in named):
+        return candidates[0]
+    problem = f"no column {asked!r}" if asked else "several image columns" if candidates else "no image column"
+    raise SourceError(
+        f"{spec} has {problem}; its columns are {', '.join(features)}. Name the one that holds the images with image_column."
+    )
+
+
+def _array_type(kind: Any) -> tuple[tuple[int, ...] | None, str | None]:
+    """Declared shape and dtype of an array column: ((13, 64, 64), "uint8"), (None, "uint8") for lists, else Nones."""
+    if hasattr(kind, "shape"):
+        return tuple(kind.shape), kind.dtype
+    depth = 0
+    while hasattr(kind, "feature") or (isinstance(kind, list) and kind):
+        kind, depth = kind.feature if hasattr(kind, "feature") else kind[0], depth + 1
+    return (None, kind.dtype) if depth in (2, 3) else (None, None)
+
+
+def _channels(shape: tuple[int, ...]) -> int:
+    """Bands of an (H, W), (H, W, C) or (C, H, W) array: the smaller end, the last where both are equal."""
+    return 1 if len(shape) < 3 else shape[2] if shape[2] <= shape[0] else shape[0]
+
+
+def _first(source: ImageSource) -> Any:
+    row = next(iter(source.dataset)) if source.is_stream else source.dataset[0]
+    return row["image"]

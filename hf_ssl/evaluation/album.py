@@ -1,0 +1,214 @@
+"""A run folder read back: its log and card, and an album of pictures with their features before and after training."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_ssl.evaluation.evaluate import EMOJI_PAIRING
+from hf_ssl.evaluation.features import _Prepare, chosen_rows, extract_features, frozen, load_backbone, untrained
+from hf_ssl.evaluation.thumbnails import rgb, thumbnail
+
+if TYPE_CHECKING:
+    from hf_ssl.data.sources import ImageSource
+
+logger = logging.getLogger(__name__)
+
+_NAME_COLUMNS = ("name", "file_name", "filename", "title", "__key__")
+
+
+class Missing(Exception):
+    """A part of the report cannot be made; the message is the sentence that stands in its place."""
+
+
+@dataclass
+class Run:
+    """A run folder: `card` = run.json, `log` = trainer_state.json's history, `problems` = sentences on unreadable files."""
+
+    folder: Path
+    card: dict[str, Any]
+    log: list[dict[str, Any]]
+    problems: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Raises FileNotFoundError where `folder` is none or holds nothing that a run leaves."""
+        folder = Path(folder)
+        states = [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]
+        states = [path for path in states if path.is_file()]
+        if not states and not any((folder / name).is_file() for name in ("run.json", "config.json")):
+            raise FileNotFoundError(
+                f"{folder} holds no run: there is no run.json, trainer_state.json or config.json. Give the --output_dir "
+                "of a finished `hf-ssl train`."
+            )
+        run = cls(folder, {}, [])
+        run.card = run._read(folder / "run.json")
+        # an interrupted run has its log in the checkpoints only: the longest one is the newest
+        logs = [run._read(path).get("log_history") for path in states]
+        run.log = max((log for log in logs if isinstance(log, list)), key=len, default=[])
+        run.log = [entry for entry in run.log if isinstance(entry, dict)]
+        return run
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self.problems.append(f"{path.name} is missing.")
+        except (OSError, ValueError) as error:
+            self.problems.append(f"{path.name} cannot be read: {error}")
+        else:
+            if isinstance(found, dict):
+                return found
+            self.problems.append(f"{path.name} holds a {type(found).__name__} instead of an object.")
+        return {}
+
+    def part(self, name: str) -> dict[str, Any]:
+        """An object of run.json, {} where it is absent or something else."""
+        value = self.card.get(name)
+        return value if isinstance(value, dict) else {}
+
+    @cached_property
+    def composite(self) -> dict[str, Any]:
+        """The method's own config, as ssl/config.json has it; {} without one."""
+        path = self.folder / "ssl" / "config.json"
+        return self._read(path) if path.is_file() else {}
+
+    def source(self, dataset: str | None = None) -> ImageSource:
+        """The pictures to look at: the test split of the run's dataset, or all where it has none."""
+        from hf_ssl.data.sources import SourceError, load_source
+
+        name, arguments = dataset or self.card.get("dataset"), self.part("arguments")
+        if not isinstance(name, str):
+            raise Missing("run.json names no dataset; pass one to see pictures.")
+        columns = {} if dataset else {key: arguments.get(key) for key in ("image_column", "label_column")}
+        try:
+            return load_source(name, split="test", **columns)
+        except SourceError:
+            return load_source(name, split="train", **columns)
+
+
+@dataclass
+class Album:
+    """Pictures with their features before and after training; all lists and tensors run over the same N pictures."""
+
+    model: torch.nn.Module
+    processor: Any
+    source: ImageSource
+    thumbnails: list[np.ndarray]  # (S, S, 3) uint8
+    names: list[str]
+    labels: dict[str, list[str | None]]
+    rows: Tensor  # (N,) positions in the source
+    after: Tensor  # (N, D), unit length
+    before: Tensor | None
+    before_name: str
+    before_model: torch.nn.Module | None
+    items: list | None  # what is shown twice, in different styles (emoji: the code point)
+    skipped: list[str]
+
+    @property
+    def label(self) -> str | None:
+        return next(iter(self.labels), None)
+
+    def values(self) -> list[str | None]:
+        """The first label of each picture; None = unlabelled."""
+        return self.labels[self.label] if self.label else [None] * len(self.names)
+
+    def pixels(self, chosen: list[int]) -> Tensor:
+        """Model inputs (len(chosen), C, H, W) of those pictures."""
+        wanted = [int(self.rows[i]) for i in chosen]
+        pictures = {row: picture for row, _, picture in _pictures(self.source, wanted)}
+        return _Prepare(self.processor)([pictures[row] for row in wanted])
+
+    def shown(self, pixel_values: Tensor) -> np.ndarray:
+        """Normalised (B, C, H, W) -> (B, H, W, 3) uint8."""
+        values = pixel_values.detach().float().cpu()
+        mean, std = (getattr(self.processor, name, None) for name in ("image_mean", "image_std"))
+        if mean is not None and std is not None:
+            values = values * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+        return np.stack([rgb(x) for x in (values * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()])
+
+
+def load_album(run: Run, dataset: str | None = None, max_images: int = 1500, progress: bool = True) -> Album:
+    """The run's model, what it was before training, and at most `max_images` pictures with both models' features."""
+    if not (run.folder / "config.json").is_file():
+        raise Missing(f"There is no exported model (config.json) in {run.folder}.")
+    source = run.source(dataset)
+    model, processor = load_backbone(str(run.folder))
+    options: dict[str, Any] = {"max_images": max_images, "progress": progress, "batch_size": 128}
+    found = extract_features(model, source, processor, columns=(EMOJI_PAIRING.item,), **options)
+    before_model, before_name = before_training(run, model, processor)
+    before = None
+    if before_model is not None:
+        try:
+            before = F.normalize(extract_features(before_model, source, processor, **options).embeddings, dim=1)
+        except ValueError as error:  # a fresh network may overflow
+            before_name = f"{before_name} (no features: {error})"
+    thumbnails, names = [], []
+    for _, row, picture in _pictures(source, found.index.tolist()):
+        thumbnails.append(thumbnail(picture))
+        names.append(name_of(row, source, len(names)))
+    items = found.labels.get(EMOJI_PAIRING.item)
+    items = items if items and None not in items else None
+    labels = {name: _label_names(source, name, found.labels[name]) for name in source.labels}
+    labels = {name: values for name, values in labels.items() if any(value is not None for value in values)}
+    after = F.normalize(found.embeddings, dim=1)
+    return Album(
+        model, processor, source, thumbnails, names, labels, found.index, after, before, before_name, before_model,
+        items, found.skipped,
+    )  # fmt: skip
+
+
+def before_training(run: Run, model, processor) -> tuple[torch.nn.Module | None, str]:
+    """(what training started from, its name): the warm start's checkpoint, else the same network with fresh weights."""
+    start = run.part("init").get("from_pretrained")
+    if isinstance(start, str) and start:
+        try:
+            loaded, _ = load_backbone(start, processor)
+            return loaded.eval(), f"before ({start})"
+        except Exception as error:
+            logger.warning("The run started from %s, which does not load: %s", start, error)
+    seed = run.card.get("seed")
+    device = next(model.parameters()).device
+    name = f"untrained (the run's start, {start}, does not load)" if start else "untrained"
+    return untrained(model, seed if isinstance(seed, int) else 0).to(device), name
+
+
+def _pictures(source: ImageSource, rows: list[int]):
+    """(position, row, picture) of the rows, in order; a stream is read once up to the last of them."""
+    if not hasattr(source.dataset, "__getitem__") or chosen_rows(source, None) is None:
+        wanted = set(rows)
+        for position, row in enumerate(source.dataset):
+            if position > max(wanted):
+                return
+            if position in wanted:
+                yield position, row, source.image(row, position)
+        return
+    for position in rows:
+        row = source.dataset[position]
+        yield position, row, source.image(row, position)
+
+
+def name_of(row: dict, source: ImageSource, number: int) -> str:
+    """What a reader calls the picture: a name column, the file's name, or its number."""
+    named = next((row[column] for column in _NAME_COLUMNS if isinstance(row.get(column), str) and row[column]), None)
+    image = row.get("image")
+    path = image.get("path") if isinstance(image, dict) else image if isinstance(image, str) else None
+    return named or (Path(path).name if path else f"picture {number}")
+
+
+def _label_names(source: ImageSource, column: str, values: list) -> list[str | None]:
+    feature = (getattr(source.dataset, "features", None) or {}).get(column)
+    names = getattr(feature, "names", None)
+    known = [None if value is None or value == -1 else value for value in values]
+    if names:
+        return [names[v] if isinstance(v, int) and 0 <= v < len(names) else None for v in known]
+    return [None if v is None else str(v) for v in known]
