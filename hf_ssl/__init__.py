@@ -5,11 +5,12 @@ Names load on first use, so ``import hf_ssl`` stays cheap; the Auto classes know
 
 import importlib
 import importlib.abc
-import importlib.util
+import importlib.machinery
 import sys
+from functools import partial
 from typing import Any
 
-from .methods import METHODS
+from .methods import METHODS, register
 
 __version__ = "0.1.0"
 
@@ -34,45 +35,44 @@ __all__ = ["METHODS", "__version__", *_EXPORTS]
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'hf_ssl' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"hf_ssl.{_EXPORTS[name]}"), name)
-    _register()
-    return value
+    return getattr(importlib.import_module(f"hf_ssl.{_EXPORTS[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _register() -> None:
-    from .methods import register
-
-    register()
-
-
 class _RegisterWithAuto(importlib.abc.MetaPathFinder):
-    """Registers the methods as soon as the Auto classes are imported; importing those here would cost seconds."""
+    """Registers the methods as soon as the Auto classes are in memory; importing those here would cost seconds.
 
-    target = "transformers.models.auto.modeling_auto"
+    It waits until the outermost import of transformers or of ours is complete, so that no module is met half-way through.
+    """
+
+    target = "transformers.models.auto.configuration_auto"
+
+    def __init__(self) -> None:
+        self.depth = 0
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != self.target:
+        if not name.startswith(("transformers.", "hf_ssl.")):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: Any) -> None:
-                execute(module)
-                # A first import from inside hf_ssl is half-way through its own modules: __getattr__ registers then.
-                if not any(key.startswith("hf_ssl.") and key != "hf_ssl.methods" for key in sys.modules):
-                    _register()
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            spec.loader.exec_module = partial(self.execute, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
+
+    def execute(self, execute: Any, module: Any) -> None:
+        self.depth += 1
+        try:
+            execute(module)
+        finally:
+            self.depth -= 1
+        if self.depth == 0 and self.target in sys.modules and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            register()
 
 
 if _RegisterWithAuto.target in sys.modules:
-    _register()
+    register()
 else:
     sys.meta_path.insert(0, _RegisterWithAuto())

@@ -38,11 +38,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
     def score(other: str) -> float:
         ratio = difflib.SequenceMatcher(None, name, other).ratio()
-        if ratio >= 0.8:
-            return 1 + ratio
-        if name == "".join(word[0] for word in other.split("_") if word):
-            return 0.95
-        return 0.9 if f"_{name}_" in f"_{other}_" else ratio
+        if f"_{name}_" in f"_{other}_":
+            return 0.93  # a batch_size is meant for per_device_train_batch_size, not for patch_size
+        return max(ratio, 0.94 * (name == "".join(word[0] for word in other.split("_") if word)))
 
     best = max(known, key=score, default=None)
     return best if best is not None and score(best) >= 0.5 else None

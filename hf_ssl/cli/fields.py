@@ -181,7 +181,7 @@ def _documented(docstring: str) -> dict[str, str]:
     found = {}
     ends = [start.start() for start in starts[1:]] + [len(text)]
     for start, end in zip(starts, ends, strict=False):
-        passage = text[start.end() : end].strip(" -")
+        passage = text[start.end() : end].partition(" - ")[0].strip(" -")
         for name in start[1].split(", "):
             found[name] = passage
     return found
@@ -236,6 +236,22 @@ def method_defaults(method: str) -> dict[str, Any]:
     return _literal(_class_value(_class(file, f"{stem}ForPreTraining"), "default_arguments"), {})
 
 
+def method_views(method: str) -> list[dict[str, Any]]:
+    """The groups of views of the method's image processor, as far as they are literals; each has its ``key``."""
+    file, stem = _method_file(method)
+    listed = _class_value(_class(file, f"{stem}ImageProcessor"), "views")
+    groups = []
+    for node in listed.elts if isinstance(listed, ast.List) else []:
+        group: dict[str, Any] = {"key": "pixel_values"}
+        for key, value in zip(node.keys, node.values, strict=True) if isinstance(node, ast.Dict) else ():
+            if key is not None:
+                group[_literal(key, "?")] = _literal(value, "...")
+            elif isinstance(value, ast.Name) and (found := file.find(value.id)):  # **_COLOUR
+                group |= _literal(found[1], {})
+        groups.append(group)
+    return groups
+
+
 def config_flags(method: str) -> dict[str, Flag]:
     file, stem = _method_file(method)
     return class_flags(file, f"{stem}Config", "method")
@@ -249,14 +265,9 @@ def view_flags(method: str | None) -> dict[str, Flag]:
     group_fields = tuple(views.values())
     flags = {name: replace(flag, keys=group_fields if name == "views" else ()) for name, flag in processor.items()} | views
     if method is not None:
-        file, stem = _method_file(method)
-        groups = _class_value(_class(file, f"{stem}ImageProcessor"), "views")
-        for group in groups.elts if isinstance(groups, ast.List) else []:
-            for key, value in _pairs(group):
-                if key == "key":
-                    text = 'View fields for these views only, as JSON: {"count": 4, "size": 32}.'
-                    name = _literal(value, "pixel_values")
-                    flags[name] = Flag(name, ("dict",), None, text, "views", True, keys=group_fields)
+        for group in method_views(method):
+            text = 'View fields for these views only, as JSON: {"count": 4, "size": 32}.'
+            flags[group["key"]] = Flag(group["key"], ("dict",), None, text, "views", True, keys=group_fields)
     return flags
 
 
@@ -271,4 +282,8 @@ def train_flags(method: str | None) -> dict[str, Flag]:
     data = class_flags(arguments, "DataArguments", "data")
     model = class_flags(arguments, "ModelArguments", "model")
     own = config_flags(method) if method else {}
-    return {**view_flags(method), **training, **own, **model, **data}
+    flags: dict[str, Flag] = {}
+    for group in (data, model, own, training, view_flags(method)):
+        for name, flag in group.items():
+            flags.setdefault(name, flag)  # num_channels is a field of the model and of the processor
+    return flags

@@ -25,6 +25,8 @@ OWN = {
         Flag("debug_traceback", ("bool",), False, "Show the traceback of an error (or set HF_SSL_DEBUG=1)."),
     )
 }
+# What the command sets where neither the paper, the recipe nor a flag says anything: short runs show a log as well.
+DEFAULTS = {"logging_steps": 50, "save_total_limit": 2}
 # Setting one on a higher level takes back the other from a lower one: both say the same thing.
 _RIVALS = (("learning_rate", "base_learning_rate"), ("max_steps", "num_train_epochs"))
 
@@ -47,7 +49,7 @@ class Plan:
 
     def training(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """Training arguments: the method's `defaults`, then the recipe, then the flags."""
-        return merge(defaults, self.group("training"))
+        return merge({**DEFAULTS, **defaults}, self.group("training"))
 
     @property
     def dataset(self) -> str:

@@ -8,6 +8,7 @@ import signal
 import weakref
 from bisect import bisect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hf_ssl.data.sources import ImageSource
 from hf_ssl.data.stream import RowStream
 
 logger = logging.getLogger("hf_ssl.data")
+_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
 class TooManyBadImages(RuntimeError):
@@ -86,15 +88,15 @@ class ViewCollator:
     @staticmethod
     def _store(batch: dict[str, torch.Tensor], i: int, count: int, views: dict[str, np.ndarray]) -> None:
         for key, value in views.items():
-            value = torch.from_numpy(np.ascontiguousarray(value))
+            value = np.asarray(value)
             if key not in batch:
-                batch[key] = torch.empty((count, *value.shape), dtype=value.dtype)
+                batch[key] = torch.from_numpy(np.empty((count, *value.shape), value.dtype))
             if batch[key].shape[1:] != value.shape:
                 raise RuntimeError(
-                    f"The image processor gave {key} of shape {tuple(value.shape)} for one image and "
+                    f"The image processor gave {key} of shape {value.shape} for one image and "
                     f"{tuple(batch[key].shape[1:])} for another; all views of a batch need one shape."
                 )
-            batch[key][i] = value
+            batch[key].numpy()[i] = value
 
 
 class BadImageLedger:
@@ -204,21 +206,23 @@ class BatchLoader:
         """Stop the workers. The next iteration starts them again at the same position."""
         batches, self._batches = self._batches, None
         if hasattr(batches, "_shutdown_workers"):
-            batches._shutdown_workers()
+            with suppress(RuntimeError):  # raised by torch's handler when a worker died just now
+                batches._shutdown_workers()
 
     def _next(self) -> dict[str, Any]:
         if self._batches is None:
             self.dataset.start_batch = self.position
-            self._batches = iter(self._loader())
+            with _signals_blocked():
+                self._batches = iter(self._loader())
         try:
             batch = next(self._batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
+        except (RuntimeError, OSError, EOFError) as error:  # which one depends on what the worker was about to send
             self.close()  # torch would go on raising at every signal of a child, in the middle of a checkpoint too
+            if not isinstance(error, (ConnectionError, EOFError)) and "DataLoader worker (pid" not in str(error):
+                raise
             raise RuntimeError(
-                f"A data-loading worker died at batch {self.position} ({error}). It was most likely killed for memory: "
-                "use fewer workers (dataloader_num_workers) or a smaller batch."
+                f"A data-loading worker died at batch {self.position} ({type(error).__name__}: {error}). It was most likely "
+                "killed for memory: use fewer workers (dataloader_num_workers) or a smaller batch."
             ) from error
         self.ledger.update(batch.pop("_skipped"), self.batch_size)
         self.position += 1
@@ -272,6 +276,17 @@ def _prepare_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # a second SIGTERM ends the worker: Python sends one to what is left at its end
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """A worker inherits the block and lifts it when it is ready, so that no signal finds it half started."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _close(loader: weakref.ref) -> None:

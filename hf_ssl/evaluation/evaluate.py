@@ -97,7 +97,8 @@ def evaluate_backbone(
                 else extract_features(candidate, source, processor, device=device, **loading)
                 for source in (train_source, test_source)
             )
-            row |= measure_features(train, test, labels, measures, k, solver, pairing, seed)
+            wanted = [m for m in measures if m != "health" or candidate is not None]  # pixels cannot collapse
+            row |= measure_features(train, test, labels, wanted, k, solver, pairing, seed)
         if "segmentation" in measures and candidate is not None:
             row |= _segmentation(candidate, test_source, processor, device, progress, max_images)
         rows.append(row)

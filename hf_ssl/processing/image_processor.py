@@ -261,7 +261,7 @@ def to_array(image: Any, channels: int) -> np.ndarray:
         raise ValueError(f"A picture has two or three axes; this one has shape {array.shape}.")
     if array.shape[2] != channels and array.shape[2] not in (1, 3) and array.shape[0] in (channels, 1, 3):
         array = array.transpose(1, 2, 0)
-    if np.issubdtype(array.dtype, np.floating) and array.size and 0 <= array.min() and array.max() <= 1:
+    if np.issubdtype(array.dtype, np.floating) and array.size and array.min() >= 0 and array.max() <= 1:
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise ValueError(f"A picture must be uint8, or float within 0 to 1; this one is {array.dtype}, {array.shape}.")

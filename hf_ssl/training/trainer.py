@@ -264,7 +264,7 @@ class EpochLoader:
     placeholders instead of real batches.
     """
 
-    batch_size, drop_last, num_workers = None, False, 0  # how skip_first_batches must wrap ``dataset``
+    batch_size, drop_last, num_workers, prefetch_factor = None, False, 0, None  # how skip_first_batches must wrap ``dataset``
 
     def __init__(self, batches: BatchLoader):
         self.batches = batches

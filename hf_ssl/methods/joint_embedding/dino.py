@@ -180,7 +180,8 @@ def dino_loss(student: Tensor, targets: Tensor, batch: int, temperature: float) 
         raise ValueError("DINO compares different crops: it needs at least 2 views per image, got 1")
     log_probabilities = F.log_softmax(student.float() / temperature, dim=-1).unflatten(0, (views, batch))
     targets = targets.unflatten(0, (teachers, batch))
-    agreement = torch.einsum("tbk,vbk->tv", targets, log_probabilities) / batch
+    with torch.autocast(student.device.type, enabled=False):  # the sum over prototypes in float32
+        agreement = torch.einsum("tbk,vbk->tv", targets.float(), log_probabilities) / batch
     same = torch.eye(teachers, views, dtype=torch.bool, device=agreement.device)
     return -agreement.masked_fill(same, 0.0).sum() / (teachers * views - teachers)
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import distributed
 from ...backbones import feature_dim
@@ -99,7 +99,9 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, normalise: bool =
     return F.cross_entropy(logits, positive), accuracy
 
 
-def contrastive_logits(first: Tensor, second: Tensor, temperature: float, normalise: bool = True) -> tuple[Tensor, Tensor]:
+def contrastive_logits(
+    first: Tensor, second: Tensor, temperature: float, normalise: bool = True
+) -> tuple[Tensor, Tensor]:
     """Similarities / τ of the 2·B local anchors to the 2·W·B global keys, an anchor to itself at −∞: (2·B, 2·W·B).
 
     Rows and columns are view-major; also returns the column of each anchor's positive, (2·B,).
@@ -110,9 +112,9 @@ def contrastive_logits(first: Tensor, second: Tensor, temperature: float, normal
     anchors = F.normalize(anchors, dim=-1) if normalise else anchors
     batch = anchors.shape[1]
     keys = torch.cat([distributed.gather_with_grad(view) for view in anchors])  # (2·W·B, D)
-    logits = anchors.flatten(0, 1) @ keys.T / temperature
+    with torch.autocast(first.device.type, enabled=False):  # similarities / τ need float32
+        logits = anchors.flatten(0, 1) @ keys.T / temperature
     rows = torch.arange(batch, device=logits.device) + distributed.rank() * batch
     total = batch * distributed.world_size()
     itself, positive = torch.cat([rows, rows + total]), torch.cat([rows + total, rows])
     return logits.scatter(1, itself[:, None], float("-inf")), positive
-

@@ -1,0 +1,231 @@
+"""The commands beside train and demo: evaluate, embed, export, report, methods. Each takes checked values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..methods import METHODS
+from .console import CommandError, UsageError, nearest, quiet, say
+from .fields import Flag, paper
+from .flags import Parsed
+
+_DATA = (
+    Flag("dataset", ("str",), None, "emoji, emoji:placed, fashion-mnist, a folder, *.parquet, *.tar or a Hub id."),
+    Flag("image_column", ("str",), None, "Column with the image; found if not given.", optional=True),
+    Flag("label_column", ("str",), None, "Column with the label; found if not given.", optional=True),
+    Flag("max_images", ("int",), None, "At most so many images of a split; a fixed random draw.", optional=True),
+    Flag("batch_size", ("int",), 256, "Images at once."),
+    Flag("num_workers", ("int",), 0, "Processes that decode."),
+    Flag("device", ("str",), None, "cpu, cuda, ...; default: the GPU if there is one.", optional=True),
+)
+EVALUATE = (
+    *_DATA,
+    Flag("protocols", ("list",), "knn,linear,retrieval,health", "Of knn, linear, retrieval, segmentation, health."),
+    Flag("bank_split", ("str",), "train", "Split that kNN votes with and the probe learns from."),
+    Flag("query_split", ("str",), "test", "Split that is scored; without one, a fixed fifth of the bank."),
+    Flag("k", ("list",), "20,200", "Neighbours that vote."),
+    Flag("seed", ("int",), 0, "Of the untrained twin and the probe."),
+    Flag("json", ("str",), None, "Write the rows to this file, all figures.", optional=True),
+)
+EMBED = (
+    *_DATA,
+    Flag("output", ("str",), None, "FILE.parquet, FILE.npz or FILE.safetensors."),
+    Flag("split", ("str",), "train", "Split to embed."),
+    Flag("columns", ("list",), None, "Further columns to keep beside the labels.", optional=True),
+)
+EXPORT = (
+    Flag("output", ("str",), None, "Folder to write; the native model in its root, the whole method in ssl/."),
+    Flag("overwrite", ("bool",), False, "Write into a folder that holds a model already."),
+)
+REPORT = (
+    Flag("dataset", ("str",), None, "Show these pictures instead of the run's own.", optional=True),
+    Flag("max_images", ("int",), 1500, "At most so many pictures; a fixed random draw."),
+)
+METHODS_FLAGS = (Flag("json", ("bool",), False, "As JSON, for programs."),)
+_FORMATS = (".parquet", ".npz", ".safetensors")
+
+
+def _one_word(parsed: Parsed, command: str, what: str) -> str:
+    if len(parsed.words) != 1:
+        given = "nothing" if not parsed.words else " ".join(parsed.words)
+        raise UsageError(f"{command}: give one {what}, not {given}.")
+    return parsed.words[0]
+
+
+def _required(parsed: Parsed, command: str, name: str, example: str) -> Any:
+    if parsed.values.get(name) is None:
+        raise UsageError(f"{command}: --{name} is missing, for example --{name} {example}.")
+    return parsed.values[name]
+
+
+def methods(parsed: Parsed) -> int:
+    """Name, paper, arXiv id, family and one sentence of every method."""
+    if parsed.words:
+        raise UsageError(f"methods: {parsed.words[0]!r} is one word too many.")
+    rows = []
+    for name in METHODS:
+        about = paper(name)
+        rows.append({"name": name, "title": about["title"], "arxiv": about["arxiv"], "family": about["family"]})
+        rows[-1]["teaches"] = about["teaches"]
+    if parsed.values.get("json"):
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    wide = max(len(row["name"]) for row in rows)
+    for row in rows:
+        print(f"{row['name']:<{wide}}  {row['teaches']}\n{'':<{wide}}  {row['title']} (arXiv:{row['arxiv']}, {row['family']})")
+    return 0
+
+
+def evaluate(parsed: Parsed) -> int:
+    """Raw pixels, the untrained twin and the model itself, side by side."""
+    name = _one_word(parsed, "evaluate", "MODEL (a folder or a Hub id)")
+    spec = _required(parsed, "evaluate", "dataset", "emoji")
+    values = _with_defaults(parsed, EVALUATE)
+    measures = _choices(values["protocols"], ("knn", "linear", "retrieval", "segmentation", "health"), "--protocols")
+    if not all(str(k).isdigit() and int(k) > 0 for k in _listed(values["k"])):
+        raise UsageError(f"evaluate: --k must be whole numbers such as 20,200, not {parsed.values.get('k')!r}.")
+    _writable(values["json"], "--json")
+    check_model(name, "evaluate")
+    quiet()
+    from . import tables
+
+    columns = {key: values[key] for key in ("image_column", "label_column")}
+    pair = tables.labelled_pair(spec, values["bank_split"], values["query_split"], "query_split" in parsed.values, **columns)
+    if pair is None:
+        raise CommandError(f"{spec} has no labels to evaluate with; give --label_column or another --dataset.")
+    model, processor = open_model(name, values["device"])
+    rows = tables.make_table(
+        model, processor, [pair], measures, k=[int(k) for k in _listed(values["k"])], seed=values["seed"],
+        **{key: values[key] for key in ("batch_size", "num_workers", "max_images", "device")},
+    )  # fmt: skip
+    tables.print_results(rows)
+    if values["json"]:
+        Path(values["json"]).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        say(f"rows       {values['json']}")
+    return 0
+
+
+def embed(parsed: Parsed) -> int:
+    """One feature vector per picture, into a file that holds no code."""
+    name = _one_word(parsed, "embed", "MODEL (a folder or a Hub id)")
+    spec = _required(parsed, "embed", "dataset", "emoji")
+    output = Path(_required(parsed, "embed", "output", "features.parquet")).expanduser()
+    if output.suffix not in _FORMATS:
+        raise UsageError(f"embed: --output ends in {', '.join(_FORMATS)}, not {output.suffix or 'nothing'!r}.")
+    _writable(str(output), "--output")
+    check_model(name, "embed")
+    values = _with_defaults(parsed, EMBED)
+    quiet()
+    from ..data.sources import load_source
+    from ..evaluation import extract_features
+    from .embeddings import write
+
+    source = load_source(spec, values["split"], image_column=values["image_column"], label_column=values["label_column"])
+    columns = _listed(values["columns"])
+    known = source.dataset.column_names or []
+    for column in columns:
+        if known and column not in known:
+            near = nearest(column, known)
+            raise CommandError(f"{spec} has no column {column!r}{f'; the nearest is {near}' if near else ''}.")
+    model, processor = open_model(name, values["device"])
+    options = {key: values[key] for key in ("batch_size", "num_workers", "max_images", "device")}
+    found = extract_features(model, source, processor, columns=columns, **options)
+    write(output, found, source)
+    width = found.embeddings.shape[1]
+    say(f"{len(found):,} vectors of {width} numbers in {output}" + (f", {len(found.skipped)} left out" if found.skipped else ""))
+    return 0
+
+
+def export(parsed: Parsed) -> int:
+    """A checkpoint (or a run) as a folder that plain transformers loads."""
+    path = Path(_one_word(parsed, "export", "RUN_OR_CHECKPOINT")).expanduser()
+    output = Path(_required(parsed, "export", "output", "my-model")).expanduser()
+    if not path.is_dir():
+        raise CommandError(f"export: there is no folder {path}.")
+    if (output / "config.json").exists() and not parsed.values.get("overwrite"):
+        raise CommandError(f"export: {output} holds a model already; --overwrite replaces it.")
+    quiet()
+    from ..hub import export as write_export
+    from ..hub import load_method
+    from .runfolder import read_run
+
+    model, processor = load_method(path)
+    write_export(model, processor, output, read_run(path))
+    say(f"model      {output}", *loading_lines(output))
+    return 0
+
+
+def report(parsed: Parsed) -> int:
+    """report.html of a run."""
+    folder = Path(_one_word(parsed, "report", "RUN folder")).expanduser()
+    if not folder.is_dir():
+        raise CommandError(f"report: there is no folder {folder}.")
+    values = _with_defaults(parsed, REPORT)
+    quiet()
+    from ..evaluation.report import write_report
+
+    say(f"report     {write_report(folder, dataset=values['dataset'], max_images=values['max_images'])}")
+    return 0
+
+
+def loading_lines(folder: Path) -> list[str]:
+    """The code that loads an export without hf_ssl."""
+    return [
+        "",
+        "    from transformers import AutoImageProcessor, AutoModel",
+        f'    processor = AutoImageProcessor.from_pretrained("{folder}")',
+        f'    model = AutoModel.from_pretrained("{folder}")',
+    ]
+
+
+def check_model(name: str, command: str) -> None:
+    """Refuse what looks like a path and is none, before torch is imported."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CommandError(f"{command}: {path} holds no model: there is no config.json in it.")
+    elif path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise CommandError(f"{command}: there is no model folder {path}.")
+
+
+def open_model(name: str, device: str | None) -> tuple[Any, Any]:
+    """(backbone, evaluation processor) of a native folder or Hub id, or of one of our checkpoints."""
+    from ..evaluation import load_backbone
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+        if kind.startswith("ssl_"):
+            from ..hub import load_method
+
+            method, processor = load_method(path)
+            return method.export_backbone.eval(), processor.eval_processor()
+        name = str(path)
+    return load_backbone(name, None, device)
+
+
+def _with_defaults(parsed: Parsed, flags: tuple[Flag, ...]) -> dict[str, Any]:
+    return {flag.name: parsed.values.get(flag.name, flag.default) for flag in flags}
+
+
+def _listed(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [item for item in value.split(",") if item] if isinstance(value, str) else [str(item) for item in value]
+
+
+def _choices(value: Any, known: tuple[str, ...], flag: str) -> tuple[str, ...]:
+    chosen = tuple(_listed(value))
+    for item in chosen or ("",):
+        if item not in known:
+            near = nearest(item, known)
+            hint = f"the nearest is {near}" if near else f"there are {', '.join(known)}"
+            raise UsageError(f"evaluate: {flag} knows no {item!r}; {hint}.")
+    return chosen
+
+
+def _writable(path: str | None, flag: str) -> None:
+    if path and not Path(path).expanduser().absolute().parent.is_dir():
+        raise UsageError(f"{flag} {path}: there is no folder {Path(path).expanduser().absolute().parent}.")

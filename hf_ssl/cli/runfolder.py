@@ -1,0 +1,102 @@
+"""A run's folder: may it be written to, and what stands in its run.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .console import CommandError, masked
+
+_LEFT_BY_A_RUN = ("run.json", "trainer_state.json", "report.html", "model.safetensors")
+
+
+def held_run(folder: Path) -> str | None:
+    """What a run left in `folder`: run.json, a checkpoint, ...; None if there is nothing of the kind."""
+    for name in _LEFT_BY_A_RUN:
+        if (folder / name).is_file():
+            return name
+    return next((path.name for path in checkpoints(folder)), None)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def prepare(folder: Path, resume: Any, overwrite: bool) -> None:
+    """Make `folder` ready for a run; refuses to mix two runs. Raises CommandError."""
+    if resume and overwrite:
+        raise CommandError("Give --resume_from_checkpoint or --overwrite, not both: one goes on, the other starts anew.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"The output_dir {folder} cannot be made: {error.strerror or error}.") from None
+    if not os.access(folder, os.W_OK):
+        raise CommandError(f"The output_dir {folder} is not writable; choose another --output_dir.")
+    held = held_run(folder)
+    if held is None or resume:
+        return
+    if not overwrite:
+        hint = "--resume_from_checkpoint goes on with it, " if checkpoints(folder) else ""
+        raise CommandError(
+            f"{folder} already holds a run ({held}); {hint}--overwrite replaces it, another --output_dir keeps both."
+        )
+    clear(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run left, and nothing else."""
+    for path in [*checkpoints(folder), folder / "ssl"]:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in _LEFT_BY_A_RUN:
+        (folder / name).unlink(missing_ok=True)
+
+
+def environment(world_size: int = 1) -> dict[str, Any]:
+    """Versions and machine, as run.json keeps them."""
+    import torch
+
+    from .. import __version__
+
+    packages = ("torch", "torchvision", "transformers", "datasets", "accelerate")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "hf_ssl": __version__,
+        "python": sys.version.split()[0],
+        **{name: metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "cpus": cpus(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": ", ".join(gpus) or "none",
+        "processes": world_size,
+    }
+
+
+def cpus() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_run(folder: Path, record: dict[str, Any]) -> None:
+    """run.json, secrets masked; written beside and moved, so that a reader never sees half of it."""
+    text = json.dumps(masked(record), indent=2, ensure_ascii=False, default=str)
+    scratch = folder / ".run.json.tmp"
+    scratch.write_text(text + "\n", encoding="utf-8")
+    scratch.replace(folder / "run.json")
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """run.json of a run folder, or of the run that a checkpoint or ssl/ folder belongs to; {} without one."""
+    for folder in (path, path.parent):
+        try:
+            found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return found if isinstance(found, dict) else {}
+    return {}

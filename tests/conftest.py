@@ -1,0 +1,45 @@
+"""What every test shares: the golden option, one thread per process, tiny models and pictures."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parents[1]
+if str(ROOT) not in sys.path:  # `tests.…` and an uninstalled `hf_ssl` import the same way under every runner
+    sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-dir",
+        default=str(ROOT / "tests" / "golden" / "cases"),
+        help="Folder of golden cases: <method>/<case>/{case.json,tensors.safetensors}.",
+    )
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    from tests.golden.harness import WITHOUT_RUNNER
+
+    missing = config.stash.get(WITHOUT_RUNNER, [])
+    if missing:
+        terminalreporter.section("golden cases without a runner")
+        for name, wanted in missing:
+            terminalreporter.line(f"{name}: {'FAILED, its method is here' if wanted else 'its method is not here yet'}")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,274 @@
+"""Batches of views: the same whoever draws them, full whatever is broken, and the broken images named and counted."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+
+from hf_ssl.data import BadImageLedger, ImageSource, TooManyBadImages, ViewCollator, build_dataloader, load_source
+
+BATCH = 4
+
+
+class Views:
+    """Two views of 2 x 2 pixels: the picture's corner plus noise from the generator."""
+
+    num_views = 2
+
+    def draw(self, images, rng):
+        views = [image[:2, :2].transpose(2, 0, 1) + rng.random((1, 2, 2)) for image in images]
+        return {"pixel_values": np.stack(views).astype(np.float32), "turn": rng.integers(4)}
+
+
+class Deadly(Views):
+    def draw(self, images, rng):
+        if images[0][0, 0, 0] == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().draw(images, rng)
+
+
+class Picky(Views):
+    def draw(self, images, rng):
+        raise ValueError("too small to crop")
+
+
+def picture_source(contents, **options):
+    """A map-style source of image files in memory, each with its number as `id`."""
+    rows = {"image": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(contents)], "id": range(len(contents))}
+    features = Features(image=Image(decode=False), id=Value("int64"))
+    return ImageSource("pictures", Dataset.from_dict(rows, features=features), **options)
+
+
+@pytest.fixture(scope="module")
+def sources(make, tmp_path_factory):
+    root = tmp_path_factory.mktemp("shards")
+    for i in range(3):
+        make.write_parquet(root / f"{i}.parquet", range(i * 7, i * 7 + 7), id=list(range(i * 7, i * 7 + 7)))
+    make.write_tar(root / "a.tar", range(9))
+    shards = {streaming: load_source(str(root / "*.parquet"), streaming=streaming) for streaming in (False, True)}
+    return {**shards, "tar": load_source(str(root / "a.tar"), streaming=True)}
+
+
+def take(loader, count):
+    got = []
+    while len(got) < count:
+        for batch in loader:
+            got.append(batch)
+            if len(got) == count:
+                break
+    loader.close()
+    return got
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_resumed_run_gets_the_batches_of_the_one_that_was_not_stopped(sources, streaming, workers):
+    options = {"seed": 7, "num_workers": workers, "keep_columns": ("id", "_epoch"), "shuffle_buffer": 5}
+    whole = take(build_dataloader(sources[streaming], Views(), BATCH, **options), 13)
+    assert whole[-1]["_epoch"].max() >= 2 and whole[0]["pixel_values"].shape == (BATCH, 2, 3, 2, 2)
+    for start in (3, 8):
+        assert_same(take(build_dataloader(sources[streaming], Views(), BATCH, start_batch=start, **options), 5), whole[start : start + 5])
+    loader = build_dataloader(sources[streaming], Views(), BATCH, **options)
+    take(loader, 2)
+    loader.seek(6)
+    assert_same(take(loader, 4), whole[6:10])
+
+
+def test_views_depend_on_seed_epoch_and_row_only(sources):
+    def by_row(source, seed=7, **options):
+        batches = take(build_dataloader(source, Views(), BATCH, seed=seed, keep_columns=("_epoch", "_index"), **options), 9)
+        rows = [{key: batch[key][i] for key in batch} for batch in batches for i in range(BATCH)]
+        return {(int(row["_epoch"]), int(row["_index"])): row["pixel_values"] for row in rows}
+
+    alone = by_row(sources[False])
+    for other in (
+        by_row(sources[False], num_workers=2),
+        by_row(sources[True], shuffle_buffer=3),
+        by_row(sources[False], shuffle=False),
+        by_row(sources[False], rank=1, world_size=2),
+    ):
+        common = alone.keys() & other.keys()
+        assert len(common) > 5 and all(torch.equal(alone[key], other[key]) for key in common)
+    changed = by_row(sources[False], seed=8)
+    assert not any(torch.equal(alone[key], changed[key]) for key in alone.keys() & changed.keys())
+    index = next(i for epoch, i in alone if (1 - epoch, i) in alone)
+    assert not torch.equal(alone[0, index], alone[1, index])
+    assert not torch.equal(alone[0, index][0], alone[0, index][1])
+
+
+def test_global_random_state_is_left_alone(sources):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for workers in (0, 1):
+        take(build_dataloader(sources[False], Views(), BATCH, num_workers=workers), 2)
+    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+
+
+def test_an_iteration_is_an_epoch_and_goes_on_where_it_stopped(sources):
+    loader = build_dataloader(sources[False], Views(), BATCH, keep_columns=("_epoch",))
+    assert len(loader) == 5 and len(list(loader)) == 5 and loader.position == 5
+    epoch = [int(batch["_epoch"][0]) for batch in loader]
+    assert epoch == [1] * 5
+    for batch in loader:
+        break
+    assert len(list(loader)) == 4 and loader.position == 15
+    loader.seek(7)
+    assert [int(batch["_epoch"][0]) for batch in loader] == [1] * 3
+    endless = build_dataloader(sources["tar"], Views(), BATCH)
+    with pytest.raises(TypeError, match="unknown length: set max_steps"):
+        len(endless)
+    assert len(take(endless, 12)) == 12
+
+
+def test_columns_are_kept(make):
+    source = picture_source([make.png(i) for i in range(8)])
+    source.dataset = source.dataset.add_column("name", [f"n{i}" for i in range(8)]).add_column("weight", [i / 2 for i in range(8)])
+    batch = next(iter(build_dataloader(source, Views(), BATCH, shuffle=False, keep_columns=("id", "name", "weight"))))
+    assert batch.keys() == {"pixel_values", "turn", "id", "name", "weight"}
+    assert batch["id"].tolist() == [0, 1, 2, 3] and batch["name"] == ["n0", "n1", "n2", "n3"]
+    assert batch["weight"].tolist() == [0, 0.5, 1, 1.5] and batch["turn"].shape == (BATCH,)
+
+
+def test_render_is_called_once_per_view_with_the_rows_generator(make):
+    calls = []
+
+    def render(picture, rng):
+        calls.append(picture.shape)
+        return np.full((2, 2, 3), rng.integers(200), np.uint8)
+
+    rows = [{"image": {"bytes": make.png(3), "path": None}, "_epoch": 2, "_index": 11}]
+    source = picture_source([], keep_alpha=True, render=render)
+    rng = np.random.default_rng((5, 2, 11))
+    images = [np.full((2, 2, 3), rng.integers(200), np.uint8) for _ in range(2)]
+    batch = ViewCollator(source, Views(), seed=5)(rows)
+    np.testing.assert_array_equal(batch["pixel_values"][0], Views().draw(images, rng)["pixel_values"])
+    assert calls == [(4, 4, 4)] * 2
+    source.random_render = False
+    ViewCollator(source, Views(), seed=5)(rows)
+    assert len(calls) == 3
+
+
+def test_broken_images_are_replaced_named_and_logged_once(make, caplog):
+    contents = [make.png(i) for i in range(8)]
+    contents[1], contents[3], contents[6] = b"", b"no image", contents[6][:40]
+    loader = build_dataloader(picture_source(contents), Views(), BATCH, shuffle=False, keep_columns=("id",))
+    with caplog.at_level(logging.WARNING, "hf_ssl.data"):
+        first, second, again, _ = take(loader, 4)
+    # the next good one of the batch, round its end, stands in with its own label
+    assert first["id"].tolist() == [0, 2, 2, 0] and second["id"].tolist() == [4, 5, 7, 7]
+    assert first["pixel_values"][:, :, 0].floor().unique().tolist() == [0, 2]
+    assert not torch.equal(first["pixel_values"][1], first["pixel_values"][2])  # other views, though
+    ledger = loader.ledger
+    assert (ledger.seen, ledger.skipped, ledger.distinct, ledger.total) == (16, 6, 3, 8)
+    assert ledger.names[0] == "1.png (row 1 of pictures): the file is empty (0 bytes)"
+    assert ["1.png" in ledger.names[0], "3.png" in ledger.names[1], "6.png" in ledger.names[2]] == [True] * 3
+    assert [record.getMessage() for record in caplog.records] == [f"image left out: {name}" for name in ledger.names]
+    assert torch.equal(again["id"], first["id"])
+
+
+def test_a_batch_of_broken_images_only(make):
+    rows = [{"image": {"bytes": data, "path": None}, "_epoch": 0, "_index": i} for i, data in enumerate([make.png(7), b"", b""])]
+    collate = ViewCollator(picture_source([]), Views(), seed=0)
+    with pytest.raises(TooManyBadImages, match="No image of a whole batch can be decoded; row 1 of pictures: .*; row 2 of"):
+        collate(rows[1:])
+    collate(rows[:1])
+    batch = collate(rows[1:])
+    assert batch["pixel_values"][:, :, 0].floor().unique().tolist() == [7] and len(batch["_skipped"]) == 2
+
+
+@pytest.mark.parametrize("broken, stops", [(5, False), (10, False), (11, True), (50, True)])
+@pytest.mark.parametrize("where", ["first", "last", "spread"])
+@pytest.mark.parametrize("batch", [1, 64, 256])
+def test_the_run_stops_for_too_many_wherever_they_fall(broken, stops, where, batch):
+    rng = np.random.default_rng(broken)
+    ledger, stopped_at = BadImageLedger(total=1000), None
+    for epoch in range(3):
+        bad = {"first": range(broken), "last": range(1000 - broken, 1000), "spread": rng.permutation(1000)[:broken]}[where]
+        files = {int(position): f"{i}.png: broken" for i, position in enumerate(bad)}
+        for start in range(0, 1000, batch):
+            rows = range(start, min(start + batch, 1000))
+            ledger.update([files[i] for i in rows if i in files], len(rows))
+            try:
+                ledger.check(0.01)
+            except TooManyBadImages as error:
+                assert "more than 1.00% of 1,000" in str(error)
+                stopped_at = epoch if stopped_at is None else stopped_at
+    assert (stopped_at == 0) if stops else (stopped_at is None)
+
+
+def test_the_ledger_where_the_length_is_unknown_and_over_a_restart_and_ranks():
+    ledger = BadImageLedger()
+    ledger.update([f"{i}" for i in range(5)], 256)
+    ledger.check(0.01)  # 5 of the first 256 say little
+    ledger.update([f"{i}" for i in range(5, 30)], 744)
+    with pytest.raises(TooManyBadImages, match="30 images cannot be decoded, more than 1.00% of 1,000, so the run stops: 0; 1; "):
+        ledger.check(0.01)
+    ledger.check(0.05)
+    resumed = BadImageLedger()
+    resumed.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
+    assert resumed.state_dict() == ledger.state_dict() and resumed.names == ledger.names
+    other = BadImageLedger()
+    other.update(["29", "30"], 100)
+    both = BadImageLedger.merged([ledger.state_dict(), other.state_dict()])
+    assert (both.seen, both.skipped, both.distinct) == (1100, 32, 31)
+    many = BadImageLedger(10**6)
+    many.update([str(i) for i in range(1500)], 1500)
+    assert len(many.names) == 1000 and many.distinct == 1500
+
+
+def test_a_dead_worker_is_a_sentence(make):
+    source = picture_source([make.png(i) for i in range(12)])
+    loader = build_dataloader(source, Deadly(), BATCH, num_workers=1, shuffle=False)
+    with pytest.raises(RuntimeError, match="data-loading worker died at batch .* killed for memory"):
+        take(loader, 4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_processor_names_the_row(make, workers):
+    source = picture_source([make.png(i) for i in range(4)])
+    with pytest.raises(RuntimeError, match=r"failed on 0.png \(row 0 of pictures\), 4 x 4 pixels: ValueError: too small"):
+        take(build_dataloader(source, Picky(), BATCH, num_workers=workers, shuffle=False), 1)
+
+
+def test_a_signal_to_the_process_group_leaves_the_workers_to_the_trainer(sources):
+    loader = build_dataloader(sources[False], Views(), BATCH, num_workers=2, prefetch=1)
+    iterator = iter(loader)
+    next(iterator)
+    workers = loader._batches._workers
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(iterator)) == 4 and all(worker.is_alive() for worker in workers)
+    began = time.perf_counter()
+    loader.close()
+    assert time.perf_counter() - began < 3 and not any(worker.is_alive() for worker in workers)
+
+
+def test_the_process_ends_although_a_loader_was_left_open():
+    script = (
+        "import os, signal, numpy as np\n"
+        "from hf_ssl.data import build_dataloader, load_source\n"
+        "class Views:\n"
+        "    num_views = 1\n"
+        "    def draw(self, images, rng): return {'pixel_values': images[0]}\n"
+        "loader = build_dataloader(load_source('emoji'), Views(), 4, num_workers=2)\n"
+        "batch = next(iter(loader))\n"
+        "[os.kill(worker.pid, signal.SIGTERM) for worker in loader._batches._workers]\n"
+        "print('done')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

@@ -1,0 +1,214 @@
+"""Every kind of image file comes out with the pixel values it was made of, and every broken one with a clear error."""
+
+import io
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, ImageOps
+
+from hf_ssl.data.decode import MAX_PIXELS, BadImageError, decode_image
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+RGB = np.array([[RED, GREEN, BLUE], [WHITE, (0, 0, 0), (10, 20, 30)]], np.uint8)
+
+
+def encode(image, format="PNG", **options):
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def flat(mode, *colour, size=(8, 8)):
+    return Image.new(mode, size, colour if len(colour) > 1 else colour[0])
+
+
+def png_header(width, height):
+    body = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big") + b"\0\0\0\1IDAT"
+
+
+def test_rgb_is_exact_from_every_kind_of_value(tmp_path):
+    data = encode(RGB)
+    (tmp_path / "a.png").write_bytes(data)
+    path = str(tmp_path / "a.png")
+    for value in (data, path, tmp_path / "a.png", {"bytes": data, "path": None}, {"bytes": None, "path": path}):
+        np.testing.assert_array_equal(decode_image(value), RGB)
+    for value in (Image.fromarray(RGB), RGB, RGB.tolist()):
+        picture = decode_image(value)
+        np.testing.assert_array_equal(picture, RGB)
+        assert picture.dtype == np.uint8 and picture.flags.c_contiguous
+
+
+def test_grey_kinds():
+    grey = np.array([[0, 100, 255]], np.uint8)
+    for value in (encode(grey), grey, grey[:, :, None]):
+        np.testing.assert_array_equal(decode_image(value), np.repeat(grey[:, :, None], 3, 2))
+        np.testing.assert_array_equal(decode_image(value, channels=1), grey[:, :, None])
+    bits = Image.fromarray(grey > 50)
+    assert bits.mode == "1"
+    assert decode_image(encode(bits)).tolist() == [[[0] * 3, [255] * 3, [255] * 3]]
+    # ITU-R 601: .299 R + .587 G + .114 B
+    assert decode_image(encode(RGB), channels=1)[0, :, 0].tolist() == [76, 150, 29]
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_not_clipped(format):
+    deep = np.array([[0, 257, 256 * 100, 32768, 65535]], np.uint16)
+    wanted = [0, 1, 100, 128, 255]  # value / 257, rounded
+    assert decode_image(encode(deep, format), channels=1)[0, :, 0].tolist() == wanted
+    assert decode_image(encode(deep, format))[0, :, 2].tolist() == wanted
+    assert decode_image(encode(deep, format), keep_alpha=True)[0, :, 3].tolist() == [255] * 5
+    assert decode_image(deep, channels=1)[0, :, 0].tolist() == wanted
+    assert decode_image(encode(Image.fromarray(deep.astype(np.int32)), "TIFF"), channels=1)[0, :, 0].tolist() == wanted
+    big_endian = Image.frombytes("I;16B", (5, 1), deep.astype(">u2").tobytes())
+    assert decode_image(big_endian, channels=1)[0, :, 0].tolist() == wanted
+
+
+def test_floats():
+    unit = np.array([[0, 0.5, 1]], np.float32)
+    assert decode_image(encode(Image.fromarray(unit), "TIFF"), channels=1)[0, :, 0].tolist() == [0, 128, 255]
+    assert decode_image(np.array([[-3, 100.4, 300]]), channels=1)[0, :, 0].tolist() == [0, 100, 255]
+    with pytest.raises(BadImageError, match="no finite numbers"):
+        decode_image(np.array([[np.nan, 1]]), channels=1)
+
+
+def test_transparency_lies_on_white_or_is_kept():
+    rgba = np.array([[(255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 51)]], np.uint8)
+    on_white = [[[255, 0, 0], [255, 255, 255], [204, 204, 204]]]  # 255 * (1 - 51 / 255) = 204
+    for value in (encode(rgba), rgba):
+        assert decode_image(value).tolist() == on_white
+    np.testing.assert_array_equal(decode_image(encode(rgba), keep_alpha=True), rgba)
+    np.testing.assert_array_equal(decode_image(encode(rgba), channels=4), rgba)
+    assert decode_image(encode(RGB), keep_alpha=True)[..., 3].min() == 255
+    assert decode_image(encode(flat("LA", 0, 51)))[0, 0].tolist() == [204] * 3
+    assert decode_image(encode(flat("LA", 0, 51)), channels=1)[0, 0].tolist() == [204]
+    assert decode_image(encode(flat("RGB", 9, 8, 7), transparency=(9, 8, 7)))[0, 0].tolist() == [255] * 3
+
+
+def test_palettes():
+    palette = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE)
+    np.testing.assert_array_equal(decode_image(encode(palette)), RGB)
+    see_through = palette.getpixel((0, 0))
+    picture = decode_image(encode(palette, transparency=see_through))
+    assert picture[0].tolist() == [list(WHITE), list(GREEN), list(BLUE)]  # red became transparent
+    assert decode_image(encode(palette, transparency=see_through), keep_alpha=True)[0, :, 3].tolist() == [0, 255, 255]
+    assert decode_image(encode(palette), channels=1)[0, :, 0].tolist() == [76, 150, 29]
+    pa = Image.new("PA", (1, 1))
+    pa.putpalette([10, 20, 30])
+    pa.putpixel((0, 0), (0, 255))
+    assert decode_image(pa)[0, 0].tolist() == [10, 20, 30]
+
+
+def test_other_colour_spaces():
+    assert decode_image(encode(flat("CMYK", 0, 255, 255, 0), "TIFF"))[0, 0].tolist() == [255, 0, 0]
+    jpeg = decode_image(encode(flat("CMYK", 0, 255, 255, 0), "JPEG", quality=100))  # stored inverted, as Adobe does
+    np.testing.assert_allclose(jpeg[4, 4], RED, atol=3)
+    np.testing.assert_allclose(decode_image(flat("YCbCr", 76, 85, 255))[0, 0], RED, atol=3)
+    np.testing.assert_allclose(decode_image(flat("HSV", 85, 255, 255))[0, 0], GREEN, atol=3)
+    np.testing.assert_allclose(decode_image(encode(flat("LAB", 255, 128, 128), "TIFF"))[0, 0], WHITE, atol=3)  # 128 is a* = 0
+    assert decode_image(flat("RGBX", 1, 2, 3, 4))[0, 0].tolist() == [1, 2, 3]
+    assert decode_image(flat("CMYK", 0, 0, 0, 255), channels=1)[0, 0].tolist() == [0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_picture_upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    # the stored pixels are the upright ones moved by the inverse of what the tag asks for
+    inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose values
+    stored = Image.fromarray(RGB)
+    if orientation > 1:
+        stored = stored.transpose(Image.Transpose(inverse[orientation]))
+    np.testing.assert_array_equal(decode_image(encode(stored, exif=exif)), RGB)
+    assert ImageOps.exif_transpose(Image.open(io.BytesIO(encode(stored, exif=exif)))).size == (3, 2)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_animations_give_their_first_frame(format):
+    frames = [flat("RGB", *RED), flat("RGB", *GREEN), flat("RGB", *BLUE)]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encode(frames[0], format, save_all=True, append_images=frames[1:], duration=50, **options)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert decode_image(data)[3, 3].tolist() == list(RED)
+
+
+def test_arrays_of_any_number_of_channels():
+    bands = np.arange(5 * 6 * 13, dtype=np.uint8).reshape(5, 6, 13)
+    np.testing.assert_array_equal(decode_image(bands, channels=13), bands)
+    np.testing.assert_array_equal(decode_image(bands.tolist(), channels=13), bands)
+    turned = decode_image(bands.transpose(2, 0, 1), channels=13)
+    np.testing.assert_array_equal(turned, bands)
+    assert turned.flags.c_contiguous
+    np.testing.assert_array_equal(decode_image(bands > 7, channels=13), (bands > 7) * np.uint8(255))
+    for value, words in (
+        (bands, "13 channels"),
+        (np.zeros((4,), np.uint8), "no picture"),
+        (np.zeros((0, 4, 3), np.uint8), "no picture"),
+        ([[1, 2], [3]], "cannot be decoded"),
+        (np.full((2, 2, 3), 300), "whole numbers from 300 to 300"),
+        (np.full((2, 2, 3), -1), "whole numbers from -1"),
+    ):
+        with pytest.raises(BadImageError, match=words):
+            decode_image(value, where="row 7")
+    with pytest.raises(BadImageError, match="at most 4 channels"):
+        decode_image(encode(RGB), channels=13)
+
+
+def noise(size=48):
+    return np.random.default_rng(0).integers(0, 255, (size, size, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_truncated_files_are_errors_even_where_pillow_was_told_to_fill_them(tmp_path, format, kept, monkeypatch):
+    data = encode(noise(), format)
+    path = tmp_path / f"cut.{format.lower()}"
+    path.write_bytes(data[: int(len(data) * kept)])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(BadImageError, match=str(path)) as caught:
+        decode_image({"bytes": None, "path": str(path)})
+    assert caught.value.where == str(path) and caught.value.reason
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_broken_files_say_what_is_wrong(tmp_path):
+    empty, text = tmp_path / "empty.jpg", tmp_path / "text.png"
+    empty.write_bytes(b"")
+    text.write_bytes(b"<html>404</html>")
+    damaged = bytearray(encode(noise()))
+    damaged[len(damaged) // 2] ^= 255  # one byte of the pixel data: the checksum no longer fits
+    for value, words in (
+        (empty, "empty.jpg: the file is empty"),
+        (b"", "row 3: the file is empty"),
+        (text, "text.png: no image format"),
+        (bytes(damaged), "row 3: cannot be decoded"),
+        (tmp_path / "gone.png", "gone.png: the file does not exist"),
+        ({"bytes": None, "path": None}, "row 3: the row holds no image"),
+        (None, "row 3: the row holds no image"),
+        ({"bytes": 5, "path": None}, "row 3: cannot be decoded"),
+    ):
+        with pytest.raises(BadImageError, match=words):
+            decode_image(value, where="" if hasattr(value, "name") else "row 3")
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (MAX_PIXELS // 1000 + 1, 1000)])
+def test_a_bomb_is_refused_by_its_header(size):
+    with pytest.raises(BadImageError, match="decompression bomb"):
+        decode_image(png_header(*size), where="bomb.png")
+
+
+def test_pillows_bomb_warning_does_not_leak(tmp_path):
+    (tmp_path / "large.png").write_bytes(png_header(10_000, 10_000))  # Pillow warns from 89 million pixels on
+    script = (
+        "import sys, warnings; warnings.simplefilter('default')\n"
+        "from hf_ssl.data import decode_image, BadImageError\n"
+        "try: decode_image(sys.argv[1])\n"
+        "except BadImageError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "large.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "large.png: cannot be decoded" in done.stdout and "Bomb" not in done.stderr

@@ -1,0 +1,214 @@
+"""Each kind of dataset opens by one name, undecoded, with its labels and splits; what cannot be opened says what is there."""
+
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hf_ssl.data import BadImageError, SourceError, load_source
+from hf_ssl.data.local import FASHION_MNIST
+from hf_ssl.data.stream import RowStream
+
+
+def reds(source, count=None):
+    """The red value of every picture: which images there are, in which order."""
+    rows = [source.dataset[i] for i in range(len(source.dataset))] if not source.is_stream else source.dataset
+    return [int(source.decode(row)[0, 0, 0]) for row in rows]
+
+
+def test_built_in_sets():
+    emoji, placed = load_source("emoji", "test"), load_source("emoji:placed", "test")
+    row = emoji.dataset[0]
+    assert emoji.labels == placed.labels == ("group", "subgroup") and set(emoji.labels) <= set(row)
+    assert emoji.decode(row).shape == (64, 64, 4)  # alpha is kept, for the mask and the placing
+    alpha = emoji.decode(row)[..., 3]
+    assert (emoji.image(row, 0)[alpha == 0] == 255).all() and emoji.image(row, 0).shape == (64, 64, 3)
+    assert not np.array_equal(placed.image(row, 0), placed.image(row, 1))
+    np.testing.assert_array_equal(placed.image(row, 1), placed.image(row, 1))
+    assert len(load_source("emoji", "train")) + len(emoji) == len(load_source("emoji", "all"))
+
+
+def test_fashion_mnist(monkeypatch, tmp_path):
+    if FASHION_MNIST.is_dir():
+        source = load_source("fashion-mnist", "test")
+        assert len(source) == 10_000 and source.channels == 1 and source.labels == ("label",)
+        assert source.decode(source.dataset[0]).shape == (28, 28, 1)
+        assert np.bincount(source.dataset["label"]).tolist() == [1000] * 10
+        assert source.dataset.features["label"].int2str(source.dataset[0]["label"]) == "Ankle-boot"
+    monkeypatch.setattr("hf_ssl.data.local.FASHION_MNIST", tmp_path)
+    with pytest.raises(SourceError, match="apt-get install dataset-fashion-mnist"):
+        load_source("fashion-mnist")
+
+
+def test_folder_of_images_is_sorted_and_opens_none(make, tmp_path):
+    for name, data in {
+        "b.PNG": make.png(2), "a.jpeg": b"", "deep/er/c.png": make.png(3), "d.webp": b"no image", "notes.txt": b"x", ".hidden.png": b"",
+        "__MACOSX/a.png": b"",
+    }.items():  # fmt: skip
+        make.write(tmp_path / "set" / name, data)
+    (tmp_path / "set" / "deep" / "loop").symlink_to(tmp_path / "set")
+    source = load_source(str(tmp_path / "set"))
+    names = [row["image"]["path"].rpartition("set/")[2] for row in source.dataset]
+    assert names == ["a.jpeg", "b.PNG", "d.webp", "deep/er/c.png"]
+    assert source.labels == () and len(source) == 4
+    for row, reason in ((source.dataset[0], "empty"), (source.dataset[2], "no image format")):
+        with pytest.raises(BadImageError, match=f"{row['image']['path']}.*{reason}"):
+            source.decode(row)
+
+
+def test_class_folders_give_labels_and_split_folders_splits(make, tmp_path):
+    for i, name in enumerate(["train/dog/1.png", "train/cat/2.png", "train/ant/3.png", "val/dog/4.png", "val/cat/5.png"]):
+        make.write(tmp_path / name, make.png(i))
+    train, val = load_source(str(tmp_path)), load_source(str(tmp_path), "validation")
+    assert train.dataset.features["label"].names == val.dataset.features["label"].names == ["ant", "cat", "dog"]
+    assert (train.dataset["label"][:], reds(train)) == ([0, 1, 2], [2, 1, 0])
+    assert (val.dataset["label"][:], reds(val), val.labels) == ([1, 2], [4, 3], ("label",))
+    with pytest.raises(SourceError, match="no split 'test'; it has train, val"):
+        load_source(str(tmp_path), "test")
+    # without the split folders: classes; a class called train is one
+    vehicles = tmp_path / "vehicles"
+    for name in ("bus/1.png", "train/2.png", "plane/3.png"):
+        make.write(vehicles / name, make.png(1))
+    assert load_source(str(vehicles)).dataset.features["label"].names == ["bus", "plane", "train"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet(make, tmp_path, streaming):
+    make.write_parquet(tmp_path / "b.parquet", range(10, 15), label=[0, 1, 0, 1, 2])
+    make.write_parquet(tmp_path / "a.parquet", range(10), label=[1] * 10)
+    for spec in (str(tmp_path / "*.parquet"), str(tmp_path)):
+        source = load_source(spec, streaming=streaming)
+        assert source.is_stream is streaming and len(source) == 15 and source.labels == ("label",)
+        assert reds(source) == list(range(15))
+    rows = list(zip(range(15), RowStream(source, 15, shuffle=False)))
+    assert [row["_index"] for _, row in rows] == [row["image"]["path"] == f"{i}.png" and i for i, row in rows]
+    place = f"row 2 of {tmp_path}/b.parquet" if streaming else f"row 12 of {tmp_path}"
+    assert source.where(rows[12][1]) == f"12.png ({place})"
+    assert RowStream(source, 4, world_size=2).steps_per_epoch == 1
+    make.write(tmp_path / "c.parquet", b"PAR1 no")
+    with pytest.raises(SourceError, match="c.parquet is not a parquet file"):
+        load_source(str(tmp_path), streaming=streaming)
+
+
+def test_splits_by_file_name(make, tmp_path):
+    make.write_parquet(tmp_path / "train-00000-of-00002.parquet", [1, 2])
+    make.write_parquet(tmp_path / "train-00001-of-00002.parquet", [3])
+    make.write_parquet(tmp_path / "test-00000-of-00001.parquet", [4])
+    assert reds(load_source(str(tmp_path))) == [1, 2, 3]
+    assert reds(load_source(str(tmp_path), "test")) == [4]
+    assert reds(load_source(str(tmp_path / "test*.parquet"))) == [4]  # one kind only: no splits, all of it
+    with pytest.raises(SourceError, match="no split 'validation'; it has test, train"):
+        load_source(str(tmp_path), "validation")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_webdataset(make, tmp_path, streaming):
+    for i in range(2):
+        make.write_tar(tmp_path / f"{i}.tar", range(5 * i, 5 * i + 5))
+    source = load_source(str(tmp_path / "*.tar"), streaming=streaming)
+    assert source.labels == ("cls",) and reds(source) == list(range(10))
+    row = next(iter(RowStream(source, 2, shuffle=False)))
+    assert row["image"]["path"] == "0000.png" and row["cls"] == 0
+    if streaming:
+        with pytest.raises(TypeError, match="does not say how many"):
+            len(source)
+        assert source.num_rows is None and RowStream(source, 2).steps_per_epoch is None
+        assert source.where(row).startswith("0000.png (row 0 in shard 0 of")
+
+
+def test_columns_are_found_or_listed(make, tmp_path):
+    spec = make.write_parquet(tmp_path / "a.parquet", [7], column="photo", weight=[1])
+    assert reds(load_source(spec)) == [7] and "photo" not in load_source(spec).dataset.features
+    assert load_source(spec, label_column="weight").labels == ("weight",)
+    for name, message in (("image_column", "no column 'nope'; its columns are photo, weight"), ("label_column", "no column")):
+        with pytest.raises(SourceError, match=message):
+            load_source(spec, **{name: "nope"})
+    struct = tmp_path / "struct.parquet"
+    pq.write_table(pa.table({"picture": [{"bytes": make.png(5), "path": "x"}], "img": [1]}), struct)  # no metadata
+    for streaming in (False, True):
+        assert reds(load_source(str(struct), streaming=streaming)) == [5]
+    raw = tmp_path / "raw.parquet"
+    pq.write_table(pa.table({"jpg": [make.png(6)], "text": ["a"]}), raw)
+    assert [reds(load_source(str(raw), streaming=s)) for s in (False, True)] == [[6], [6]]
+    none = tmp_path / "none.parquet"
+    pq.write_table(pa.table({"text": ["a"], "id": [1]}), none)
+    with pytest.raises(SourceError, match="no image column; its columns are text, id. Name the one .* image_column"):
+        load_source(str(none))
+    two = tmp_path / "two.parquet"
+    images = datasets.Features(left=datasets.Image(), right=datasets.Image())
+    pair = {"left": [{"bytes": make.png(1), "path": None}], "right": [{"bytes": make.png(2), "path": None}]}
+    datasets.Dataset.from_dict(pair, features=images).to_parquet(str(two))
+    with pytest.raises(SourceError, match="several image columns"):
+        load_source(str(two))
+    for streaming in (False, True):
+        source = load_source(str(two), streaming=streaming, image_column="right")
+        assert reds(source) == [2] and decoded_stream(source) == [2]
+
+
+def decoded_stream(source):
+    return [int(source.decode(row)[0, 0, 0]) for _, row in zip(range(1), RowStream(source, 1))]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["Array3D", "channels first", "lists"])
+def test_array_columns_of_13_bands(tmp_path, streaming, kind):
+    bands = (np.arange(2 * 20 * 18 * 13).reshape(2, 20, 18, 13) * 257 % 65536).astype(np.uint16)
+    stored = bands.transpose(0, 3, 1, 2) if kind == "channels first" else bands
+    feature = datasets.List(datasets.List(datasets.List(datasets.Value("uint16"))))
+    if kind != "lists":
+        feature = datasets.Array3D(shape=stored.shape[1:], dtype="uint16")
+    data = datasets.Dataset.from_dict({"image": list(stored)}, features=datasets.Features(image=feature))
+    data.to_parquet(str(tmp_path / "a.parquet"))
+    source = load_source(str(tmp_path / "a.parquet"), streaming=streaming)
+    assert source.channels == 13
+    rows = list(source.dataset) + [row for _, row in zip(range(2), RowStream(source, 1, shuffle=False))]
+    for row, wanted in zip(rows, [*bands, *bands]):
+        np.testing.assert_array_equal(source.decode(row), (wanted.astype(int) + 128) // 257)
+
+
+def test_channels_can_be_asked_for(make, tmp_path):
+    make.write(tmp_path / "set" / "a.png", make.png(100))
+    source = load_source(str(tmp_path / "set"), channels=1)
+    assert source.decode(source.dataset[0]).shape == (4, 4, 1)
+
+
+def test_what_is_no_dataset_says_so(make, tmp_path, monkeypatch):
+    for spec, message in {
+        "emojis": r"'emojis' is no dataset that is known here. Did you mean emoji\? Give one of emoji, emoji:placed",
+        "fashion_mnist": "Did you mean fashion-mnist?",
+        "/no/such/folder": "is no dataset that is known here. Give",
+        "/no/such/*.parquet": "matches no file; give .parquet files or .tar files",
+        "a/b/c": "is no dataset that is known here",
+    }.items():
+        with pytest.raises(SourceError, match=message):
+            load_source(spec)
+    with pytest.raises(SourceError, match="emoji has no split 'validation'; it has train, test"):
+        load_source("emoji", "validation")
+    make.write(tmp_path / "docs" / "a.txt", b"x")
+    with pytest.raises(SourceError, match="holds no image .* it holds files with .txt"):
+        load_source(str(tmp_path / "docs"))
+    with pytest.raises(SourceError, match="is a file of a kind that is not read here"):
+        load_source(str(tmp_path / "docs" / "a.txt"))
+
+
+def test_hub_offline_is_a_sentence():
+    script = (
+        "from hf_ssl.data import load_source, SourceError\n"
+        "try: load_source('someone/something:config', streaming=True)\n"
+        "except SourceError as error: print(error)\n"
+    )
+    offline = {"HF_HUB_OFFLINE": "1", "PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=offline)
+    assert done.stdout.startswith("someone/something:config is no file or folder here, and as a Hub dataset it cannot be"), (
+        done.stdout + done.stderr
+    )
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    script = "import sys, hf_ssl.data; print([m for m in ('torch', 'datasets', 'cv2', 'PIL', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

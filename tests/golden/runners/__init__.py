@@ -1,0 +1,7 @@
+"""One module per method; importing this package registers every runner."""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

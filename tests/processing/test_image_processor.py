@@ -1,0 +1,256 @@
+"""The processor: shapes and groups, seeds, saving, overrides, odd inputs, and the native evaluation processor."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, PreTrainedConfig
+
+from hf_ssl.processing import SSLImageProcessor
+
+COLOUR = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "jitter_p": 0.8, "grayscale_p": 0.2}
+
+
+class MultiCropImageProcessor(SSLImageProcessor):
+    """Two global groups that differ in blur and solarisation under one key, and small local views under another."""
+
+    size = 48
+    views = [
+        {"key": "pixel_values", "count": 1, "scale": (0.4, 1.0), "hflip": 0.5, **COLOUR, "blur_p": 1.0},
+        {"key": "pixel_values", "count": 1, "scale": (0.4, 1.0), "hflip": 0.5, **COLOUR, "solarize_p": 0.2},
+        {"key": "local_pixel_values", "count": 4, "size": 20, "scale": (0.05, 0.4), "hflip": 0.5, **COLOUR},
+    ]
+
+
+class TwoViewImageProcessor(SSLImageProcessor):
+    size = {"height": 32, "width": 32}
+    views = [{"key": "pixel_values", "count": 2, "hflip": 0.5, **COLOUR, "blur_p": 0.5, "blur_kernel": 0.1}]
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((80, 60), Image.Resampling.BICUBIC))
+
+
+def test_groups_of_one_key_are_concatenated_in_order(image):
+    processor = MultiCropImageProcessor()
+    assert processor.num_views == 6
+    assert processor.model_input_names == ["pixel_values", "local_pixel_values"]
+    batch = processor([image, image[:40], image[:, :50]], seed=0)
+    assert batch["pixel_values"].shape == (3, 2, 3, 48, 48)
+    assert batch["local_pixel_values"].shape == (3, 4, 3, 20, 20)
+    assert all(tensor.dtype == torch.float32 for tensor in batch.values())
+    steps = [{"key": "a", "brightness": [b, b], "interpolation": "nearest"} for b in (0.0, 0.5, 1.0)]
+    ordered = SSLImageProcessor(size=8, views=steps, image_mean=0.0, image_std=1.0)
+    white = np.full((8, 8, 3), 200, np.uint8)
+    means = ordered(white)["a"][0].mean(dim=(1, 2, 3)) * 255
+    np.testing.assert_allclose(means, [0, 100, 200], atol=1e-4)
+
+
+def test_draw_uses_one_picture_per_view_in_order(image):
+    processor = MultiCropImageProcessor(image_mean=0.0, image_std=1.0, brightness=0, contrast=0, hue=0, solarize_p=0)
+    pictures = [np.full_like(image, level) for level in (10, 20, 30, 40, 50, 60)]
+    views = processor.draw(pictures, np.random.default_rng(0))
+    np.testing.assert_allclose(views["pixel_values"].mean(axis=(1, 2, 3)) * 255, [10, 20], atol=1e-3)
+    np.testing.assert_allclose(views["local_pixel_values"].mean(axis=(1, 2, 3)) * 255, [30, 40, 50, 60], atol=1e-3)
+    with pytest.raises(ValueError, match="one picture per view, 6, and got 2"):
+        processor.draw(pictures[:2], np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"shape \(height, width, 3\) and got uint8 \(60, 80, 1\)"):
+        processor.draw([image[:, :, :1]] * 6, np.random.default_rng(0))
+
+
+def test_the_same_seed_gives_the_same_bytes(image):
+    processor = TwoViewImageProcessor()
+    before = image.copy()
+    first, again, other = (processor([image, image], seed=s)["pixel_values"].numpy() for s in (7, 7, 8))
+    assert first.tobytes() == again.tobytes()
+    assert first.tobytes() != other.tobytes()
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first[0, 0], first[0, 1])
+    np.testing.assert_array_equal(processor(image, seed=7)["pixel_values"].numpy()[0], first[0])
+    unseeded = [processor(image)["pixel_values"].numpy().tobytes() for _ in range(2)]
+    assert unseeded[0] != unseeded[1]
+    np.testing.assert_array_equal(image, before)
+    twin = pickle.loads(pickle.dumps(processor))
+    assert twin(image, seed=7)["pixel_values"].numpy().tobytes() == first[:1].tobytes()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 13])
+def test_any_channel_count(channels):
+    image = np.random.default_rng(0).integers(0, 256, (50, 60, channels), dtype=np.uint8)
+    processor = MultiCropImageProcessor(num_channels=channels, rotation=5, erase_p=0.5, solarize_p=0.5)
+    batch = processor(image, seed=0)
+    assert batch["pixel_values"].shape == (1, 2, channels, 48, 48)
+    assert torch.isfinite(batch["local_pixel_values"]).all()
+    if channels != 3:
+        assert processor.image_mean == [pytest.approx(0.449)] * channels
+        assert processor.image_std == [pytest.approx(0.226)] * channels
+    chw = processor(image.transpose(2, 0, 1), seed=0)
+    assert torch.equal(chw["pixel_values"], batch["pixel_values"])
+
+
+def test_every_kind_of_picture(image):
+    processor = TwoViewImageProcessor()
+    expected = processor(image, seed=1)["pixel_values"]
+    same = [Image.fromarray(image), image.transpose(2, 0, 1), torch.from_numpy(image.copy()), image / 255.0]
+    same.append(torch.from_numpy(image.transpose(2, 0, 1).copy()))
+    for picture in same:
+        assert torch.equal(processor(picture, seed=1)["pixel_values"], expected)
+    assert torch.equal(processor(np.stack([image, image]), seed=1)["pixel_values"][:1], expected)
+    gray = image[:, :, 0]
+    repeated = processor(np.repeat(gray[:, :, None], 3, axis=2), seed=1)["pixel_values"]
+    for picture in (gray, gray[:, :, None], Image.fromarray(gray), torch.from_numpy(gray[None].copy())):
+        assert torch.equal(processor(picture, seed=1)["pixel_values"], repeated)
+    deep = Image.fromarray(gray.astype(np.uint16) * 256)
+    assert torch.equal(processor(deep, seed=1)["pixel_values"], repeated)
+    clear = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
+    white = processor(Image.new("RGB", (40, 40), "white"), seed=1)["pixel_values"]
+    assert torch.equal(processor(clear, seed=1)["pixel_values"], white)
+    one = TwoViewImageProcessor(num_channels=1)
+    assert one(image, seed=1)["pixel_values"].shape == (1, 2, 1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (np.zeros((8, 8, 4), np.uint8), "takes 3 channels"),
+        (np.zeros((8, 8, 3), np.int64), "must be uint8"),
+        (np.full((8, 8, 3), 7.0), "float within 0 to 1"),
+        (np.zeros(8, np.uint8), "two or three axes"),
+        ([], "no picture"),
+    ],
+)
+def test_a_picture_of_the_wrong_kind_is_refused_in_words(picture, words):
+    with pytest.raises(ValueError, match=words):
+        TwoViewImageProcessor()(picture)
+
+
+def test_overrides_reach_the_groups():
+    processor = MultiCropImageProcessor(size=64, brightness=0.1, local_pixel_values={"count": 2, "scale": (0.1, 0.2)})
+    assert [group["brightness"] for group in processor.views] == [0.1] * 3
+    assert processor.size == {"height": 64, "width": 64}
+    image = np.zeros((50, 50, 3), np.uint8)
+    batch = processor(image)
+    assert batch["pixel_values"].shape[-1] == 64
+    assert batch["local_pixel_values"].shape == (1, 2, 3, 20, 20)
+    assert processor.views[2]["scale"] == [0.1, 0.2]
+    assert MultiCropImageProcessor.views[0]["brightness"] == 0.4  # the class keeps its own
+    assert TwoViewImageProcessor(count=4, image_mean=None).num_views == 4
+    assert TwoViewImageProcessor(size=[16, 24])(image)["pixel_values"].shape[-2:] == (16, 24)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"scal": (0.1, 1)}, "has no argument 'scal'. Did you mean 'scale'?"),
+        ({"num_chanels": 1}, "Did you mean 'num_channels'?"),
+        ({"views": [{"flip": 0.5}]}, r"views\[0\] has an unknown field 'flip'. Did you mean 'hflip'?"),
+        ({"views": []}, "views must be a list"),
+        ({"count": 2}, "count differs between groups"),
+        ({"hflip": 2}, "hflip must be a probability"),
+        ({"image_mean": [0.5]}, "image_mean has 1 values for 3 channels"),
+        ({"image_std": [0.5, 0, 0.5]}, "image_std must be above 0"),
+        ({"size": 0}, "size must be"),
+        ({"eval_crop_pct": 0}, "eval_crop_pct"),
+        ({"views": [{"size": 8}, {"size": 9}]}, r"has size \(8, 8\) before and \(9, 9\)"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, words):
+    with pytest.raises(ValueError, match=words.replace("?", r"\?")):
+        MultiCropImageProcessor(**kwargs)
+
+
+def test_an_attribute_cannot_change_without_effect():
+    with pytest.raises(AttributeError, match="size is fixed"):
+        TwoViewImageProcessor().size = {"height": 8, "width": 8}
+
+
+def test_saving_and_loading_is_exact(tmp_path, image):
+    processor = MultiCropImageProcessor(
+        num_channels=3, image_mean=[0.1, 0.2, 0.3], eval_crop_pct=0.9, hue=[-0.05, 0.1]
+    )
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "MultiCropImageProcessor"
+    assert saved["views"][2]["size"] == 20
+    loaded = MultiCropImageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    assert loaded(image, seed=3)["local_pixel_values"].equal(processor(image, seed=3)["local_pixel_values"])
+    changed = MultiCropImageProcessor.from_pretrained(tmp_path, num_channels=1, scale=(0.5, 1.0))
+    assert changed.image_mean == [pytest.approx(0.449)]
+    assert [group["scale"] for group in changed.views] == [[0.5, 1.0]] * 3
+    with pytest.raises(ValueError, match="no argument 'sise'"):
+        MultiCropImageProcessor.from_pretrained(tmp_path, sise=3)
+
+    class MultiCropConfig(PreTrainedConfig):
+        model_type = "hf_ssl_test_multi_crop"
+
+    AutoImageProcessor.register(MultiCropConfig, MultiCropImageProcessor)
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is MultiCropImageProcessor
+
+
+def test_undo_gives_the_picture_back(image):
+    processor = TwoViewImageProcessor(size=[60, 80], views=[{"scale": None}])
+    view = processor(image)["pixel_values"]
+    np.testing.assert_array_equal(processor.undo(view), image[None, None])
+    np.testing.assert_array_equal(processor.undo(view[0, 0].numpy()), image)
+
+
+PLAIN = """
+import sys
+from pathlib import Path
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hf_ssl": raise ImportError("hf_ssl is not installed here")
+sys.meta_path.insert(0, Absent())
+import numpy as np
+from transformers import AutoImageProcessor
+for folder in map(Path, sys.argv[1:]):
+    processor = AutoImageProcessor.from_pretrained(folder)
+    values = processor(np.load(folder / "image.npy"), return_tensors="np", input_data_format="channels_last")
+    np.save(folder / "values.npy", values["pixel_values"])
+    print(type(processor).__name__)
+"""
+
+
+def test_the_eval_processor_loads_in_plain_transformers(tmp_path):
+    folders, here = [], []
+    for channels in (1, 3, 13):
+        native = TwoViewImageProcessor(num_channels=channels).eval_processor()
+        folders.append(tmp_path / str(channels))
+        native.save_pretrained(folders[-1])
+        image = np.random.default_rng(0).integers(0, 256, (60, 80, channels), dtype=np.uint8)
+        np.save(folders[-1] / "image.npy", image)
+        here.append(native(image, return_tensors="np", input_data_format="channels_last")["pixel_values"])
+    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PLAIN, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["BitImageProcessor"] * 3
+    for channels, folder, expected in zip((1, 3, 13), folders, here, strict=True):
+        assert expected.shape == (1, channels, 32, 32)
+        np.testing.assert_array_equal(np.load(folder / "values.npy"), expected)
+
+
+def test_the_eval_processor_resizes_and_normalises_by_hand():
+    processor = TwoViewImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.25, 0.2])
+    native = processor.eval_processor()
+    assert native.to_dict()["size"] == {"shortest_edge": 37}  # 32 / .875 = 36.57
+    image = np.empty((74, 100, 3), np.uint8)
+    image[:] = (51, 102, 153)
+    values = native(image, return_tensors="np")["pixel_values"]
+    assert values.shape == (1, 3, 32, 32)
+    np.testing.assert_allclose(values[0].mean(axis=(1, 2)), [0.2, 0.8, 1.5], atol=1e-5)
+    gray = native(Image.new("L", (50, 40), 51), return_tensors="np")["pixel_values"]
+    assert gray.shape == (1, 3, 32, 32)
+    wide = TwoViewImageProcessor(size=[32, 64]).eval_processor()
+    assert wide(np.full((50, 50, 3), 255, np.uint8), return_tensors="np")["pixel_values"].min() > 1.9
+    single = TwoViewImageProcessor(num_channels=1).eval_processor()
+    assert single(Image.new("L", (50, 40), 51), return_tensors="np")["pixel_values"].shape == (1, 1, 32, 32)

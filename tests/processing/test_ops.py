@@ -1,0 +1,184 @@
+"""Every pixel operation against torchvision v2 in float, with the same factors in the same order."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from hf_ssl.processing import ops
+from hf_ssl.processing.views import Draw, ViewGroup, draw_view, render_view
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    return np.ascontiguousarray(np.asarray(Image.open(path).convert("RGB"))[40:460, 20:500])
+
+
+@pytest.fixture(scope="module")
+def small(photo) -> np.ndarray:
+    return ops.crop_resize(photo, (0, 0, 420, 480), (224, 224), "bicubic")
+
+
+def as_float(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
+
+
+def assert_near(ours: np.ndarray, theirs: torch.Tensor, mean: float = 1.5, p99: float = 7.0) -> None:
+    """ours: uint8 (H, W, C) or levels; theirs: (C, H, W) in 0..1. Differences in levels of 255."""
+    difference = np.abs(ours.astype(np.float64) - theirs.permute(1, 2, 0).numpy() * 255)
+    assert difference.mean() <= mean, difference.mean()
+    assert np.percentile(difference, 99) <= p99, np.percentile(difference, 99)
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "box", [(10, 20, 100, 120), (0, 0, 224, 224), (3, 5, 270, 330), (0, 0, 420, 480), (9, 8, 251, 190)]
+)
+def test_crop_resize_is_the_antialiased_resize_of_torchvision(photo, name, box):
+    mode = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}[name]
+    for size in [(224, 224), (96, 96), (40, 64), (32, 32)]:
+        theirs = F.resized_crop(as_float(photo), *box, list(size), interpolation=mode, antialias=True).clamp(0, 1)
+        ours = ops.crop_resize(photo, box, size, name)
+        assert ours.shape == (*size, 3)
+        assert_near(ours, theirs, p99=7 if size[0] >= 96 else 8)  # at 32 pixels an eighth of them lies at the border
+
+
+def test_shrinking_a_checkerboard_leaves_gray_and_no_aliases():
+    board = np.where(np.indices((300, 300)).sum(axis=0) % 2, 255, 0).astype(np.uint8)[:, :, None]
+    for side in (150, 140, 75, 32):
+        view = ops.crop_resize(board, (0, 0, 300, 300), (side, side), "bicubic")[4:-4, 4:-4]
+        assert np.abs(view.astype(int) - 128).max() <= 12, side
+
+
+def test_a_big_shrink_does_not_shift_the_picture():
+    """61 columns averaged in blocks of 3 leave one over; the ramp rises 24.4 levels per pixel of the result."""
+    ramp = np.tile(np.arange(0, 244, 4, dtype=np.uint8), (61, 1))[:, :, None]
+    theirs = F.resize(as_float(ramp), [10, 10], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    ours = ops.crop_resize(ramp, (0, 0, 61, 61), (10, 10), "bilinear")
+    assert np.abs(ours[1:-1, 1:-1, 0] - theirs[0, 1:-1, 1:-1].numpy() * 255).max() <= 1.3
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 13])
+def test_flips_are_exact_and_a_box_of_the_right_size_is_copied(channels):
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, channels), dtype=np.uint8)
+    plain = image[3:35, 7:39]
+    for hflip, vflip, expected in [
+        (False, False, plain), (True, False, plain[:, ::-1]), (False, True, plain[::-1]),
+        (True, True, plain[::-1, ::-1]),
+    ]:  # fmt: skip
+        view = ops.crop_resize(image, (3, 7, 32, 32), (32, 32), "bicubic", hflip, vflip)
+        assert view.flags.c_contiguous
+        np.testing.assert_array_equal(view, expected)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.2, 0.7, 1.0, 1.3, 1.8])
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_one_jitter(small, name, factor):
+    theirs = getattr(F, f"adjust_{name}")(as_float(small), factor)
+    assert_near(getattr(ops, name)(small, factor), theirs, mean=0.6, p99=1.1)
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.2, -0.01, 0.0, 0.1, 0.33])
+def test_hue(small, shift):
+    assert_near(ops.hue(small, shift), F.adjust_hue(as_float(small), shift))
+
+
+def test_grayscale_and_solarize(small):
+    assert_near(ops.grayscale(small), F.rgb_to_grayscale(as_float(small)), mean=0.6, p99=1.1)
+    out = np.empty((3, 224, 224), np.float32)
+    ops.normalise(small, ops.level_tables((0, 0, 0), (1, 1, 1))[1], out)
+    theirs = F.solarize(torch.from_numpy(small.copy()).permute(2, 0, 1), 128).float() / 255
+    np.testing.assert_allclose(out, theirs.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 0.7, 1.2, 2.0])
+def test_blur(small, sigma):
+    theirs = F.gaussian_blur(as_float(small), [23, 23], [sigma, sigma])
+    assert_near(ops.blur(small, sigma, 23), theirs, mean=0.7, p99=2.0)
+    assert_near(ops.blur(small, sigma), theirs, mean=0.7, p99=2.0)
+    assert_near(ops.blur(small, sigma, 3), F.gaussian_blur(as_float(small), [3, 3], [sigma, sigma]), 0.7, 2.0)
+
+
+def test_rotation_and_shift(small):
+    theirs = F.rotate(as_float(small), 12.0, interpolation=InterpolationMode.BILINEAR)[:, 40:-40, 40:-40]
+    assert_near(ops.warp(small, 12.0, 0, 0)[40:-40, 40:-40], theirs)
+    np.testing.assert_array_equal(ops.warp(small, 0.0, 3, -5)[3:, :-5], small[:-3, 5:])
+    np.testing.assert_array_equal(ops.warp(small, 0.0, 3, 0)[:3], small[3:0:-1])
+
+
+def test_normalisation_by_hand():
+    image = np.zeros((1, 2, 3), np.uint8)
+    image[0, 0], image[0, 1] = (0, 128, 255), (51, 102, 204)
+    out = np.empty((3, 1, 2), np.float32)
+    ops.normalise(image, ops.level_tables(MEAN, STD)[0], out)
+    expected = [[(0 - 0.485) / 0.229, (0.2 - 0.485) / 0.229], [(128 / 255 - 0.456) / 0.224, (0.4 - 0.456) / 0.224],
+                [(1 - 0.406) / 0.225, (0.8 - 0.406) / 0.225]]  # fmt: skip
+    np.testing.assert_allclose(out[:, 0], expected, rtol=0, atol=1e-6)
+
+
+def reference(image: np.ndarray, draw: Draw, size: int) -> torch.Tensor:
+    """The same draw by torchvision v2 in float, in 0..1."""
+    bicubic = InterpolationMode.BICUBIC
+    view = F.resized_crop(as_float(image), *draw.box, [size, size], interpolation=bicubic, antialias=True).clamp(0, 1)
+    view = F.horizontal_flip(view) if draw.hflip else view
+    for name, factor in draw.jitter:
+        view = getattr(F, f"adjust_{name}")(view, factor)
+    view = F.rgb_to_grayscale(view, num_output_channels=3) if draw.gray else view
+    view = F.gaussian_blur(view, [23, 23], [draw.sigma, draw.sigma]) if draw.sigma else view
+    return F.solarize(view, 128 / 255) if draw.solarize else view
+
+
+def test_whole_simclr_views_against_torchvision(photo):
+    fields = dict(hflip=0.5, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, jitter_p=0.8, grayscale_p=0.2)
+    group = ViewGroup.from_dict({**fields, "blur_p": 0.5, "blur_kernel": 0.1}, (224, 224))
+    tables, rng, out = (
+        ops.level_tables((0, 0, 0), (1 / 255,) * 3),
+        np.random.default_rng(0),
+        np.empty((3, 224, 224), "f4"),
+    )
+    means, p99s = [], []
+    for _ in range(40):
+        draw = draw_view(group, *photo.shape[:2], rng)
+        render_view(photo, draw, group, tables, out)
+        difference = np.abs(out - reference(photo, draw, 224).numpy() * 255)
+        means.append(difference.mean())
+        p99s.append(np.percentile(difference, 99))
+    assert np.mean(means) <= 1.5, np.mean(means)
+    assert np.mean(p99s) <= 7, np.mean(p99s)
+
+
+def test_jitter_order_matters_and_is_kept(small):
+    group = ViewGroup.from_dict({"interpolation": "nearest"}, (224, 224))
+    tables, out = ops.level_tables((0, 0, 0), (1 / 255,) * 3), np.empty((3, 224, 224), np.float32)
+    rendered = []
+    for jitter in [(("brightness", 1.7), ("contrast", 0.3)), (("contrast", 0.3), ("brightness", 1.7))]:
+        draw = Draw((0, 0, 224, 224), jitter=jitter)
+        render_view(small, draw, group, tables, out)
+        assert_near(out.transpose(1, 2, 0), reference(small, draw, 224))
+        rendered.append(out.copy())
+    assert np.abs(rendered[0] - rendered[1]).mean() > 5
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_other_channel_counts_by_hand(channels):
+    image = np.random.default_rng(1).integers(0, 256, (30, 34, channels), dtype=np.uint8)
+    levels = image.astype(np.float64)
+    np.testing.assert_allclose(ops.brightness(image, 1.5), np.clip(levels * 1.5, 0, 255), atol=0.51)
+    middle = levels.mean(axis=(0, 1))
+    np.testing.assert_allclose(ops.contrast(image, 0.5), levels * 0.5 + middle * 0.5, atol=0.51)
+    whole = ops.blur(ops.crop_resize(image, (0, 0, 30, 34), (20, 20), "bicubic"), 1.0)
+    for c in range(channels):
+        one = ops.crop_resize(np.ascontiguousarray(image[:, :, c : c + 1]), (0, 0, 30, 34), (20, 20), "bicubic")
+        np.testing.assert_array_equal(ops.blur(one, 1.0)[:, :, 0], whole[:, :, c])
+    out = np.empty((channels, 20, 20), np.float32)
+    ops.normalise(whole, ops.level_tables(range(channels), [2.0] * channels)[0], out)
+    expected = (whole.transpose(2, 0, 1) / 255 - np.arange(channels)[:, None, None]) / 2
+    np.testing.assert_allclose(out, expected, atol=1e-6)

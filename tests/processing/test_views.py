@@ -1,0 +1,120 @@
+"""What is drawn: crop statistics against torchvision, probabilities, seeds, and the checks of a group's fields."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import RandomResizedCrop
+
+from hf_ssl.processing.views import ViewGroup, centre_box, draw_view
+
+
+def group(**fields) -> ViewGroup:
+    return ViewGroup.from_dict(fields, (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale"), [(375, 500, (0.08, 1.0)), (64, 64, (0.2, 1.0)), (60, 300, (0.4, 1.0))]
+)
+def test_crops_are_distributed_as_in_torchvision(height, width, scale):
+    rng, recipe = np.random.default_rng(0), group(scale=list(scale))
+    ours = np.array([draw_view(recipe, height, width, rng).box for _ in range(4000)], dtype=np.float64)
+    torch.manual_seed(0)
+    image = torch.empty(1, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(4000)], float)
+
+    def statistics(boxes):
+        area = boxes[:, 2] * boxes[:, 3] / (height * width)
+        aspect = np.log(boxes[:, 3] / boxes[:, 2])
+        slack = np.maximum(height - boxes[:, 2], 1), np.maximum(width - boxes[:, 3], 1)
+        return area, aspect, boxes[:, 0] / slack[0], boxes[:, 1] / slack[1]
+
+    for mine, other in zip(statistics(ours), statistics(theirs), strict=True):
+        every = np.sort(np.concatenate([mine, other]))
+        gap = np.abs(np.searchsorted(np.sort(mine), every, "right") - np.searchsorted(np.sort(other), every, "right"))
+        assert gap.max() / 4000 < 0.043  # two-sample Kolmogorov-Smirnov, p about .001
+    assert (ours[:, 0] + ours[:, 2] <= height).all()
+    assert (ours[:, 1] + ours[:, 3] <= width).all()
+
+
+def test_no_fitting_box_takes_the_centre():
+    recipe = group(scale=[1.0, 1.0], ratio=[0.75, 4 / 3])
+    assert draw_view(recipe, 20, 100, np.random.default_rng(0)).box == (0, 36, 20, 27)
+    assert centre_box(100, 20, (0.75, 4 / 3)) == (36, 0, 27, 20)
+    assert draw_view(group(scale=None), 50, 80, np.random.default_rng(0)).box == (0, 15, 50, 50)
+    assert draw_view(group(scale=None, size=[10, 20]), 50, 80, np.random.default_rng(0)).box == (5, 0, 40, 80)
+    assert draw_view(group(), 1, 1, np.random.default_rng(0)).box == (0, 0, 1, 1)
+
+
+def test_probabilities_and_ranges():
+    recipe = group(hflip=0.5, vflip=0.1, jitter_p=0.8, brightness=0.4, saturation=[0.5, 0.6], hue=0.1, grayscale_p=0.2,
+                   blur_p=0.3, solarize_p=0.25, erase_p=0.4, rotation=10, translate=0.125)  # fmt: skip
+    rng = np.random.default_rng(0)
+    draws = [draw_view(recipe, 64, 64, rng) for _ in range(4000)]
+
+    def share(flags):
+        return sum(map(bool, flags)) / 4000
+
+    for flags, p in [
+        ([d.hflip for d in draws], 0.5), ([d.vflip for d in draws], 0.1), ([d.jitter for d in draws], 0.8),
+        ([d.gray for d in draws], 0.2), ([d.sigma for d in draws], 0.3), ([d.solarize for d in draws], 0.25),
+        ([d.erase for d in draws], 0.4),
+    ]:  # fmt: skip
+        assert abs(share(flags) - p) < 0.03, p
+    factors = [dict(d.jitter) for d in draws if d.jitter]
+    for name, low, high in [("brightness", 0.6, 1.4), ("saturation", 0.5, 0.6), ("hue", -0.1, 0.1)]:
+        values = [f[name] for f in factors]
+        assert low <= min(values) < low + 0.01 * (high - low)
+        assert high >= max(values) > high - 0.01 * (high - low)
+    assert {f["contrast"] for f in factors} == {1.0}
+    orders = {tuple(name for name, _ in d.jitter) for d in draws if d.jitter}
+    assert len(orders) == 24
+    assert 9.9 < max(d.rotation for d in draws) <= 10
+    assert {d.shift[0] for d in draws} == set(range(-4, 5))
+    areas = [d.erase[2] * d.erase[3] / 1024 for d in draws if d.erase]
+    assert 0.015 < min(areas) < max(areas) < 0.35
+
+
+def test_one_field_does_not_move_the_draws_of_another():
+    plain, changed = group(hflip=0.5, scale=[0.2, 0.5]), group(hflip=0.5, scale=[0.2, 0.5], blur_p=1.0, erase_p=1.0)
+    first, second = np.random.default_rng(3), np.random.default_rng(3)
+    for _ in range(20):
+        a, b = draw_view(plain, 60, 70, first), draw_view(changed, 60, 70, second)
+        assert (a.box, a.hflip) == (b.box, b.hflip)
+        assert b.sigma
+        assert not a.sigma
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"brightnes": 0.4}, ["unknown field 'brightnes'", "Did you mean 'brightness'?"]),
+        ({"flip": 0.5}, ["'flip'", "Did you mean 'hflip'?"]),
+        ({"hflip": 1.5}, ["hflip must be a probability from 0 to 1, not 1.5"]),
+        ({"scale": [1, 0.5]}, ["scale must be [low, high]"]),
+        ({"scale": 0.5}, ["scale must be [low, high]"]),
+        ({"count": 0}, ["count must be a whole number of at least 1, not 0"]),
+        ({"count": True}, ["count must be"]),
+        ({"hue": 0.7}, ["hue must be a number from 0 to .5"]),
+        ({"hue": float("nan")}, ["hue must be"]),
+        ({"brightness": "0.4"}, ["brightness must be"]),
+        ({"size": [32, 32, 3]}, ["size must be"]),
+        ({"interpolation": "lanczos"}, ["interpolation must be one of nearest, bilinear, bicubic"]),
+        ({"key": "pixel values"}, ["key must be a name"]),
+    ],
+)
+def test_a_bad_field_is_named(fields, words):
+    with pytest.raises(ValueError, match=r"views\[1\]") as error:
+        ViewGroup.from_dict(fields, (32, 32), "views[1]")
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_views_need_neither_torch_nor_transformers():
+    code = (
+        "import sys, hf_ssl.processing.views; print([m for m in ('torch', 'transformers', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
