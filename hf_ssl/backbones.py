@@ -92,10 +92,11 @@ def features(backbone: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def num_prefix_tokens(backbone: nn.Module) -> int:
-    """Tokens before the first patch: the class token and registers."""
+    """Tokens before the first patch: the class token, DeiT's distillation token and registers."""
     if hasattr(backbone, "timm_model"):
         return getattr(backbone.timm_model, "num_prefix_tokens", 0)
-    return int(has_cls(backbone)) + (getattr(backbone.config, "num_register_tokens", 0) or 0)
+    distilled = any(name.endswith("distillation_token") for name, _ in backbone.named_parameters())
+    return int(has_cls(backbone)) + distilled + (getattr(backbone.config, "num_register_tokens", 0) or 0)
 
 
 def patch_tokens(backbone: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ def _keep_visible(module: nn.Module, args: tuple, output: Any) -> Any:
 def make_maskable(backbone: nn.Module) -> None:
     """Prepare ``backbone`` for ``visible_tokens``: a permanent hook on its embeddings (a no-op until asked; compiles)."""
     embeddings = getattr(backbone, "embeddings", None)
-    if embeddings is None or hasattr(backbone, "rope_embeddings") or not hasattr(embeddings, "position_embeddings"):
+    if not has_cls(backbone) or getattr(embeddings, "position_embeddings", None) is None:
         raise ValueError(
             f"{type(backbone).__name__} cannot encode visible patches alone: it needs token embeddings with absolute "
             "positions (ViT, DeiT, DINOv2, BEiT, MSN); rotary positions and feature maps depend on the whole grid"

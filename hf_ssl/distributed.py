@@ -3,10 +3,11 @@
 Every function is the identity in a single process, so methods call them unconditionally.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather as _all_gather
 
 
 def world_size() -> int:
@@ -17,6 +18,22 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+class _AllGather(torch.autograd.Function):
+    """(…) on each rank -> (W, …) on all; backward sums what every rank wants of this rank's part."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad[rank()]
+
+
 def gather_with_grad(x: Tensor) -> Tensor:
     """(B, ...) on each rank -> (W·B, ...) on all, in rank order. The backward pass sums the gradients of all ranks.
 
@@ -24,7 +41,7 @@ def gather_with_grad(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    return torch.cat(_all_gather(x.contiguous()))
+    return _AllGather.apply(x).flatten(0, 1)
 
 
 @torch.no_grad()
@@ -54,7 +71,7 @@ class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
         axes = [0, *range(2, input.ndim)]
         x = input.float()
         local_var, local_mean = torch.var_mean(x, axes, unbiased=False)
-        stats = torch.stack(_all_gather(torch.stack([local_mean, local_var])))  # (W, 2, C)
+        stats = _AllGather.apply(torch.stack([local_mean, local_var]))  # (W, 2, C)
         mean = stats[:, 0].mean(0)
         var = (stats[:, 1] + (stats[:, 0] - mean).square()).mean(0)
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:

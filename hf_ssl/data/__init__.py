@@ -1,7 +1,7 @@
 """Images in: any `datasets` source as a sharded, exactly resumable stream of undecoded rows, and batches of views.
 
-`load_source` finds the pictures, `build_dataloader` delivers batches of them, `BadImageLedger` remembers the broken ones.
-Nothing heavy is imported before it is used.
+`load_source` finds the pictures, `build_dataloader` delivers batches of their views, `BadImageLedger` remembers the
+broken ones. Nothing heavy is imported before it is used.
 """
 
 from importlib import import_module

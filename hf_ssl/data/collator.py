@@ -1,4 +1,4 @@
-"""From undecoded rows to batches of views, in the DataLoader's workers; broken images are replaced, counted and named."""
+"""From undecoded rows to batches of views, in DataLoader workers; broken images are replaced, counted and named."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ViewCollator:
         source: decodes and renders the rows.
         processor: anything with `num_views` and `draw(images, rng) -> {key: array}`.
         seed: non-negative.
-        keep_columns: columns handed through: numbers as a tensor (B,), anything else as a list. `_index` and `_epoch` too.
+        keep_columns: columns handed through: numbers as a tensor (B,), the rest as a list; also `_index`, `_epoch`.
     """
 
     def __init__(self, source: ImageSource, processor: Any, seed: int, keep_columns: Sequence[str] = ()):
@@ -45,7 +45,7 @@ class ViewCollator:
         self._spare: dict | None = None  # last good row, undecoded, for a batch with no good image at all
 
     def __call__(self, rows: list[dict]) -> dict[str, Any]:
-        """`rows` as `RowStream` yields them -> {key: (B, ...) tensor}, the kept columns, and `_skipped` (list of str)."""
+        """`rows` as `RowStream` yields them -> {key: (B, ...) tensor}, the kept columns, and `_skipped`: a list."""
         batch: dict[str, Any] = {}
         skipped, good = {}, []
         for i, row in enumerate(rows):
@@ -81,8 +81,8 @@ class ViewCollator:
             return self.processor.draw(images, rng)
         except Exception as error:
             raise RuntimeError(
-                f"The image processor failed on {self.source.where(row)}, {picture.shape[1]} x {picture.shape[0]} pixels: "
-                f"{type(error).__name__}: {error}"
+                f"The processor fails on {self.source.where(row)}, {picture.shape[1]} x {picture.shape[0]} pixels, "
+                f"with {type(error).__name__}: {error}"
             ) from error
 
     @staticmethod
@@ -143,8 +143,8 @@ class BadImageLedger:
             return
         shown = "; ".join(self.names[:5]) + (f"; and {self.distinct - 5} more" if self.distinct > 5 else "")
         raise TooManyBadImages(
-            f"{self.distinct} images cannot be decoded, more than {max_fraction:.2%} of {of:,}, so the run stops: {shown}. "
-            "Repair or remove them, or raise max_bad_fraction."
+            f"{self.distinct} images cannot be decoded, more than {max_fraction:.2%} of {of:,}, so the run stops: "
+            f"{shown}. Repair or remove them, or raise max_bad_fraction."
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class BadImageLedger:
 class BatchLoader:
     """Batches of views, one epoch per iteration, from one endless stream that goes on where the last iteration ended.
 
-    `len()` is the number of batches per epoch and raises TypeError for a stream of unknown length, whose iteration never
+    `len()` is the number of batches per epoch; a stream of unknown length has none (TypeError) and its iteration never
     ends. `position` counts the batches handed out since the start of the run; `seek` moves it. `ledger` holds what was
     left out. Workers ignore the first SIGTERM and Ctrl-C, which go to the whole process group: the training process
     decides, so it can still save.
@@ -180,7 +180,9 @@ class BatchLoader:
         self.position = stream.start_batch
         self.ledger = BadImageLedger(stream.source.num_rows)
         self._batches: Iterator[dict] | None = None
-        atexit.register(_close, weakref.ref(self))  # before Python ends: workers that ignore SIGTERM are told otherwise
+        atexit.register(
+            _close, weakref.ref(self)
+        )  # before Python ends: workers that ignore SIGTERM are told otherwise
 
     def __len__(self) -> int:
         if self.steps_per_epoch is None:
@@ -205,7 +207,7 @@ class BatchLoader:
     def close(self) -> None:
         """Stop the workers. The next iteration starts them again at the same position."""
         batches, self._batches = self._batches, None
-        if hasattr(batches, "_shutdown_workers"):
+        if batches is not None and hasattr(batches, "_shutdown_workers"):
             with suppress(RuntimeError):  # raised by torch's handler when a worker died just now
                 batches._shutdown_workers()
 
@@ -221,8 +223,8 @@ class BatchLoader:
             if not isinstance(error, (ConnectionError, EOFError)) and "DataLoader worker (pid" not in str(error):
                 raise
             raise RuntimeError(
-                f"A data-loading worker died at batch {self.position} ({type(error).__name__}: {error}). It was most likely "
-                "killed for memory: use fewer workers (dataloader_num_workers) or a smaller batch."
+                f"A data-loading worker died at batch {self.position} ({type(error).__name__}: {error}). It was most "
+                "likely killed for memory: use fewer workers (dataloader_num_workers) or a smaller batch."
             ) from error
         self.ledger.update(batch.pop("_skipped"), self.batch_size)
         self.position += 1
@@ -260,7 +262,7 @@ def build_dataloader(
     """Batches of `batch_size` images' views for this rank, from batch `start_batch` of the run on.
 
     A run that was stopped after k batches and one started with `start_batch=k` give the same batches from k on, for a
-    streamed source with the same number of workers. `pin_memory` is on where CUDA is; `prefetch` is batches per worker.
+    streamed source with the same number of workers. `pin_memory` is on with CUDA; `prefetch` is batches per worker.
     """
     columns = [name for name in keep_columns if not name.startswith("_")]
     stream = RowStream(source, batch_size, rank, world_size, seed, shuffle, shuffle_buffer, start_batch, columns)

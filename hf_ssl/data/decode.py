@@ -1,7 +1,7 @@
 """From the bytes of one image file (or an array) to a (H, W, C) uint8 picture, or one clear error.
 
 Every source goes through `decode_image`, so every kind of file comes out the same way: upright (EXIF), 16 bits scaled
-and not clipped, transparency laid on white, and a broken file is a `BadImageError` that names it, never a grey picture.
+and not clipped, transparency laid on white, and a broken file is an error that names it, never a grey picture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, ImageOps
 MAX_PIXELS = 178_956_970  # Pillow's own error limit; checked from the header, before anything is decoded
 _ORIENTATION = 0x0112  # EXIF tag
 
-# Pillow warns from half that limit on. The limit is enforced here, so the warning would only be noise in a training log.
+# Pillow warns from half that limit on; here the limit is enforced, so in a training log the warning is only noise.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 

@@ -18,7 +18,24 @@ if TYPE_CHECKING:
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 IMAGE_EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .webp .avif .tif .tiff .jp2 .j2k .ppm .pgm .pbm .pnm .tga .ico".split()
+    {
+        *(
+            ".jpg",
+            ".jpeg",
+            ".jpe",
+            ".jfif",
+            ".png",
+            ".apng",
+            ".bmp",
+            ".dib",
+            ".gif",
+            ".webp",
+            ".avif",
+            ".tif",
+            ".tiff",
+        ),
+        *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
+    }
 )
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -87,7 +104,9 @@ def shard_files(spec: str, files: list[str], split: str) -> tuple[list[str], str
     """The files of one split and its name. Files (or their folders) named train..., test... are the splits."""
     groups: dict[str, list[str]] = {}
     for file in files:
-        words = [re.split(r"[-_.]", name)[0] for name in (os.path.basename(file), os.path.basename(os.path.dirname(file)))]
+        words = [
+            re.split(r"[-_.]", name)[0] for name in (os.path.basename(file), os.path.basename(os.path.dirname(file)))
+        ]
         groups.setdefault(next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), ""), []).append(file)
     if "" in groups or "train" not in groups:
         groups = {"train": files}
@@ -117,7 +136,7 @@ def fashion_mnist(split: str) -> tuple[Dataset, str]:
     ends = pa.py_buffer(np.arange(len(files) + 1, dtype=np.int32) * files.shape[1])
     contents = pa.Array.from_buffers(pa.binary(), len(files), [None, ends, pa.py_buffer(files)])
     image = pa.StructArray.from_arrays([contents, pa.nulls(len(files), pa.string())], ["bytes", "path"])
-    names = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot".split()
+    names = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot"]
     features = datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=names))
     table = pa.table({"image": image, "label": pa.array(classes.astype(np.int64))})
     return datasets.Dataset(datasets.table.InMemoryTable(table.cast(features.arrow_schema))), split

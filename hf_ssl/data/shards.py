@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ class DatasetShards:
 
 
 def table_rows(table: pa.Table) -> list[dict]:
-    """An Arrow table as row dicts; a column `image` of nested lists comes as arrays of the dtype they are stored in."""
+    """An Arrow table as row dicts; nested lists under `image` come as arrays of the dtype they are stored in."""
     columns = {}
     for name, column in zip(table.column_names, table.columns):
         array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -118,9 +119,9 @@ def _arrays(column: pa.Array) -> list[np.ndarray | None]:
         while _is_list(values.type):
             values = values.flatten()
             sizes.append(len(values))
-        if 0 in sizes or any(after % before for before, after in zip(sizes, sizes[1:])):
+        if 0 in sizes or any(after % before for before, after in pairwise(sizes)):
             arrays.append(None)
         else:
-            shape = [after // before for before, after in zip(sizes, sizes[1:])]
+            shape = [after // before for before, after in pairwise(sizes)]
             arrays.append(values.to_numpy(zero_copy_only=False).reshape(shape))
     return arrays

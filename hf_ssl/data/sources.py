@@ -32,8 +32,8 @@ _LABEL_NAMES = ("label", "labels", "cls", "class")
 class ImageSource:
     """A dataset whose rows hold one undecoded image under `image`, and how to decode it.
 
-    `dataset` is map-style or streamed, its other columns as they were; `labels` are its label-like columns. Where `render`
-    is set it makes the picture from the decoded one: at training once per view, at evaluation once, seeded by the row.
+    `dataset` is map-style or streamed, its other columns as they were; `labels` are its label-like ones. `render`, if
+    set, makes the picture from the decoded one: at training once per view, at evaluation once, seeded by the row.
     """
 
     name: str
@@ -72,14 +72,14 @@ class ImageSource:
         return rows
 
     def decode(self, row: dict) -> np.ndarray:
-        """The row's picture, (H, W, channels) uint8, or (H, W, 4) with `keep_alpha`; BadImageError names file or row."""
+        """The row's picture, (H, W, channels) uint8, or (H, W, 4) with `keep_alpha`; else BadImageError."""
         value = row["image"]
         if isinstance(value, list):
             value = np.asarray(value, dtype=self.dtype)
         return decode_image(value, self.channels, self.where(row), self.keep_alpha)
 
     def image(self, row: dict, index: int) -> np.ndarray:
-        """The evaluation picture (H, W, channels): decoded, and rendered with a generator seeded by the row's number."""
+        """The evaluation picture (H, W, channels): decoded and rendered, seeded by the row's number."""
         picture = self.decode(row)
         return picture if self.render is None else self.render(picture, np.random.default_rng(index))
 
@@ -106,10 +106,10 @@ def load_source(
     """Find the images that `spec` names, without decoding any.
 
     Args:
-        spec: `emoji`, `emoji:placed`, `fashion-mnist`, a folder, a parquet or webdataset file, glob or folder, or a Hub
-            id `owner/name[:config]`. What exists on disk comes before the Hub.
+        spec: `emoji`, `emoji:placed`, `fashion-mnist`, a folder, a parquet or webdataset file, glob or folder, or a
+            Hub id `owner/name[:config]`. What exists on disk comes before the Hub.
         split: train, validation, test or any name the source has. A source without splits is all `train`.
-        streaming: read shards as they come instead of preparing random access (built-in sets and folders always have it).
+        streaming: read shards as they come; otherwise, and for built-in sets and folders, any row can be asked for.
         image_column, label_column: their names, where they cannot be told from the columns' types and names.
         channels: of the pictures; by default the source's own (3 for image files).
 
@@ -156,10 +156,10 @@ def _emoji(spec: str, split: str) -> ImageSource:
     from hf_ssl.data.emoji import load_emoji, place
 
     split = local.pick_split(spec, split, ["train", "test", "all"])
-    placed = spec == "emoji:placed"
-    labels = ("group", "subgroup")
-    render = place if placed else _centre
-    return ImageSource(spec, load_emoji(split), split, labels, keep_alpha=True, render=render, random_render=placed)
+    source = ImageSource(spec, load_emoji(split), split, ("group", "subgroup"), keep_alpha=True)
+    source.random_render = spec == "emoji:placed"
+    source.render = place if source.random_render else _centre
+    return source
 
 
 def _centre(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -255,7 +255,8 @@ def _image_column(spec: str, features: Any, asked: str | None) -> str:
         return candidates[0]
     problem = f"no column {asked!r}" if asked else "several image columns" if candidates else "no image column"
     raise SourceError(
-        f"{spec} has {problem}; its columns are {', '.join(features)}. Name the one that holds the images with image_column."
+        f"{spec} has {problem}; its columns are {', '.join(features)}. "
+        "Name the one that holds the images with image_column."
     )
 
 

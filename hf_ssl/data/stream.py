@@ -1,13 +1,14 @@
 """An endless, sharded, shuffled stream of undecoded rows that can start again at any batch.
 
-Every order is a pure function of (seed, epoch), so nothing has to be saved: to resume is to compute where batch k starts.
+Every order is a pure function of (seed, epoch), so nothing has to be saved: to resume is to compute where batch k is.
 
-- Map-style source: batch j of all ranks is one slice of the epoch's permutation. The order does not depend on the number of
-  workers, the incomplete last batch of an epoch is dropped, and a seek costs nothing.
-- Streamed source: an epoch deals its shards out to `ranks x workers`; each reads its own and goes on with its next epoch by
-  itself, so every rank always has a next batch and none waits. Too few shards to go round: everyone reads all rows,
-  undecoded, and keeps its share of them, so that no worker is idle. Rows are shuffled in blocks of `shuffle_buffer`; to
-  seek is to skip what is known to lie before (parquet: whole row groups) and to read the rest undecoded.
+- Map-style source: batch j of all ranks is one slice of the epoch's permutation. The order does not depend on the
+  number of workers, the incomplete last batch of an epoch is dropped, and a seek costs nothing.
+- Streamed source: an epoch deals its shards out to ranks x workers; each reads its own and goes on with its next epoch
+  by itself, so every rank always has a next batch and none waits. With too few shards to go round everyone reads all
+  rows, undecoded, and keeps its share of them, so that no worker is idle. Rows are shuffled in blocks of
+  `shuffle_buffer`; to seek is to skip what is known to lie before (parquet: whole row groups) and to read the rest
+  undecoded. Here the order does depend on the number of workers: resume with the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch.utils.data
@@ -37,7 +39,7 @@ class RowStream(torch.utils.data.IterableDataset):
         seed: non-negative; equal on all ranks.
         shuffle: False reads in the source's order.
         shuffle_buffer: streamed sources only: undecoded rows held and permuted at a time, in every worker.
-        start_batch: the first batch delivered is the one an uninterrupted run would deliver as its number `start_batch`.
+        start_batch: the first batch delivered is number `start_batch` of the run that was never stopped.
         columns: columns read beside `image`; None reads all.
 
     Raises:
@@ -65,10 +67,17 @@ class RowStream(torch.utils.data.IterableDataset):
             if value < low:
                 raise ValueError(f"{name} is {value}; it must be at least {low}.")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}, but with world_size {world_size} it lies between 0 and {world_size - 1}.")
+            raise ValueError(
+                f"rank is {rank}, but with world_size {world_size} it lies between 0 and {world_size - 1}."
+            )
         self.source, self.batch_size, self.rank, self.world_size = source, batch_size, rank, world_size
         self.seed, self.shuffle, self.shuffle_buffer, self.start_batch = seed, shuffle, shuffle_buffer, start_batch
         self.columns = None if columns is None else ["image", *(name for name in columns if name != "image")]
+        missing = [name for name in self.columns or () if name not in (source.dataset.column_names or [name])]
+        if missing:
+            raise ValueError(
+                f"{source.name} has no column {', '.join(missing)}; it has {', '.join(source.dataset.column_names)}."
+            )
         self.steps_per_epoch: int | None = None
         if (rows := source.num_rows) is not None:
             self.steps_per_epoch = rows // (batch_size * world_size)
@@ -89,9 +98,10 @@ class RowStream(torch.utils.data.IterableDataset):
     def _mapped_rows(self, first_batch: int, step: int) -> Iterator[dict]:
         dataset = self.source.dataset
         dataset = (dataset if self.columns is None else dataset.select_columns(self.columns)).with_format("arrow")
+        steps = self.steps_per_epoch or 1  # known, and at least 1, where any row can be asked for
         order, order_epoch = np.empty(0, np.int64), -1
         for batch in itertools.count(first_batch, step):
-            epoch, position = divmod(batch, self.steps_per_epoch)
+            epoch, position = divmod(batch, steps)
             if epoch != order_epoch:
                 order, order_epoch = self._order(len(dataset), epoch), epoch
             start = (position * self.world_size + self.rank) * self.batch_size
@@ -105,8 +115,8 @@ class RowStream(torch.utils.data.IterableDataset):
         share, shares = worker * self.world_size + self.rank, workers * self.world_size
         if shards.count < shares and share == 0:
             logger.warning(
-                "%s has %d shard(s) for %d reader(s) (processes x workers): each reads all rows, undecoded, and keeps its "
-                "share. More shards, or fewer workers, read faster.", self.source.name, shards.count, shares
+                "%s has %d shard(s) for %d reader(s) (processes x workers): each reads all rows, undecoded, and "
+                "keeps its share. More shards, or fewer workers, read faster.", self.source.name, shards.count, shares
             )  # fmt: skip
         lengths = dict(enumerate(shards.lengths or ()))
         skip = len(range(worker, self.start_batch, workers)) * self.batch_size
@@ -121,7 +131,7 @@ class RowStream(torch.utils.data.IterableDataset):
             block = 0 if total is None else skip // self.shuffle_buffer
             skip -= block * self.shuffle_buffer
             seen = 0
-            rows = part.rows(block * self.shuffle_buffer, self.columns)
+            rows: Iterator[Any] = part.rows(block * self.shuffle_buffer, self.columns)
             while held := list(itertools.islice(rows, self.shuffle_buffer)):
                 seen += len(held)
                 for i in self._order(len(held), epoch, share, block)[skip:].tolist():

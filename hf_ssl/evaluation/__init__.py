@@ -28,8 +28,8 @@ from hf_ssl.evaluation.tables import format_table, markdown_table, print_table
 
 __all__ = [
     "EMOJI_PAIRING",
-    "Features",
     "MEASURES",
+    "Features",
     "NoAttentionError",
     "NoMaskError",
     "Pairing",

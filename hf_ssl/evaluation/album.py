@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ssl.evaluation.evaluate import EMOJI_PAIRING
-from hf_ssl.evaluation.features import _Prepare, chosen_rows, extract_features, frozen, load_backbone, untrained
+from hf_ssl.evaluation.features import _Prepare, extract_features, load_backbone, untrained
 from hf_ssl.evaluation.thumbnails import rgb, thumbnail
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Missing(Exception):
 
 @dataclass
 class Run:
-    """A run folder: `card` = run.json, `log` = trainer_state.json's history, `problems` = sentences on unreadable files."""
+    """A run folder: `card` is run.json, `log` the trainer's history, `problems` tell which files could not be read."""
 
     folder: Path
     card: dict[str, Any]
@@ -47,8 +47,8 @@ class Run:
         states = [path for path in states if path.is_file()]
         if not states and not any((folder / name).is_file() for name in ("run.json", "config.json")):
             raise FileNotFoundError(
-                f"{folder} holds no run: there is no run.json, trainer_state.json or config.json. Give the --output_dir "
-                "of a finished `hf-ssl train`."
+                f"{folder} holds no run: there is no run.json, trainer_state.json or config.json. Give the "
+                "--output_dir of a finished `hf-ssl train`."
             )
         run = cls(folder, {}, [])
         run.card = run._read(folder / "run.json")
@@ -168,7 +168,7 @@ def load_album(run: Run, dataset: str | None = None, max_images: int = 1500, pro
 
 
 def before_training(run: Run, model, processor) -> tuple[torch.nn.Module | None, str]:
-    """(what training started from, its name): the warm start's checkpoint, else the same network with fresh weights."""
+    """(what training started from, its name): the warm start's checkpoint, else the network with fresh weights."""
     start = run.part("init").get("from_pretrained")
     if isinstance(start, str) and start:
         try:
@@ -184,7 +184,7 @@ def before_training(run: Run, model, processor) -> tuple[torch.nn.Module | None,
 
 def _pictures(source: ImageSource, rows: list[int]):
     """(position, row, picture) of the rows, in order; a stream is read once up to the last of them."""
-    if not hasattr(source.dataset, "__getitem__") or chosen_rows(source, None) is None:
+    if source.is_stream:
         wanted = set(rows)
         for position, row in enumerate(source.dataset):
             if position > max(wanted):

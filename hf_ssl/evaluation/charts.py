@@ -1,17 +1,17 @@
-"""Line charts as inline SVG, readable without a script; report.html's script adds a read-out under the pointer."""
+"""A run's log as line charts in inline SVG: readable without a script, report.html's adds a read-out."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
 
 _MAX_POINTS = 600  # per line: more cannot be told apart on the page
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 10, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 26, 38
 
 
 @dataclass
@@ -25,6 +25,65 @@ class Chart:
     references: Mapping[str, float] = field(default_factory=dict)
     small: bool = False
     x_label: str = "step"
+
+
+# logged quantities drawn together -> title, y label, what to look for, small?
+_KNOWN: tuple[tuple[tuple[str, ...], str, str, str, bool], ...] = (
+    (("loss",), "Loss", "loss", "It should fall and flatten; a jump or NaN is a rate too high.", False),
+    (
+        ("eval_knn",),
+        "Online kNN",
+        "accuracy (share)",
+        "It should rise: neighbours share labels that training never saw.",
+        False,
+    ),
+    (
+        ("feature_std",),
+        "Spread of the features",
+        "std over images",
+        "Near the dashed line all directions are used; near zero every picture gets one vector: collapse.",
+        False,
+    ),
+    (
+        ("rankme",),
+        "Effective rank (RankMe)",
+        "dimensions",
+        "How many directions one batch's features fill, at most the batch or the width; 1 is collapse.",
+        False,
+    ),
+    (
+        ("teacher_entropy", "prototype_entropy"),
+        "Entropy of the teacher",
+        "nats",
+        "Single answers should sharpen (fall below the dashed line) while their mean (prototype entropy) stays high.",
+        False,
+    ),
+    (("learning_rate",), "Learning rate", "rate", "The schedule: warm-up, then decay.", True),
+    (("grad_norm",), "Gradient norm", "norm before clipping", "Spikes here come before trouble in the loss.", True),
+)
+_NOT_DRAWN = {"step", "epoch", "total_flos", "skipped_images"}
+
+
+def of_log(
+    keys: Sequence[str], series: Callable[[str], tuple[list, list]], references: Mapping[str, Mapping[str, float]]
+) -> list[Chart]:
+    """The charts of a run that logged `keys`: `series(key)` -> (steps, values); `references`: a key's dashed lines."""
+    drawn, told = [], set(_NOT_DRAWN)
+    for group, title, label, caption, small in _KNOWN:
+        wanted = [key for key in keys if any(key == name or key.startswith(name + "_") for name in group)]
+        told |= set(wanted)
+        lines: dict[str, tuple[list, list]] = {}
+        for key in sorted(wanted, key=lambda key: key.endswith("_top1")):  # top1 repeats the first label's accuracy
+            found = series(key)
+            if found[1] and found not in lines.values():
+                lines[key.removeprefix("eval_").replace("_", " ")] = found
+        if lines:
+            drawn.append(Chart(title, label, lines, caption, references.get(group[0], {}), small))
+    for key in keys:
+        if key not in told and not key.startswith(("train_", "eval_")) and series(key)[1]:
+            name = key.replace("_", " ")
+            drawn.append(Chart(name.capitalize(), name, {name: series(key)}, "Logged by the run.", small=True))
+    return drawn
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -97,10 +156,7 @@ def _svg(chart: Chart, lines: Mapping[str, np.ndarray]) -> str:
     parts.append(
         f'<text class="tx label" x="{(_LEFT + width) / 2:.0f}" y="{height - 4}">{escape(chart.x_label)}</text>'
     )
-    middle = (height - _BOTTOM + _TOP) / 2
-    parts.append(
-        f'<text class="tx label" transform="translate(11 {middle:.0f}) rotate(-90)">{escape(chart.y_label)}</text>'
-    )
+    parts.append(f'<text class="label" x="4" y="12">{escape(chart.y_label)}</text>')
     parts += [f'<path class="ref" d="M{_LEFT} {y(v):.1f}H{width - _RIGHT}"/>' for v in chart.references.values()]
     for i, points in enumerate(lines.values()):
         parts += _line(x(points[0]), y(points[1]), i % 6)

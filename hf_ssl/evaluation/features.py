@@ -149,7 +149,7 @@ def raw_pixels(
     max_images: int | None = None,
     columns: Sequence[str] = (),
 ) -> Features:
-    """The baseline without a network: each picture resized to (size, size), flattened, in [0, 1]; D = size^2 C."""
+    """The baseline without a network: each picture at (size, size), flattened, in [-1, 1]; D = size^2 C."""
     collect = _Collect(source, _Resize(size), columns)
     batches = _batches(source, collect, batch_size, num_workers, progress, max_images, "raw pixels")
     return collect.finish(list(batches), "raw pixels")
@@ -165,6 +165,9 @@ class _Prepare:
         channels = pictures[0].shape[-1]
         if channels != 3 and channels == len(getattr(self.processor, "image_mean", None) or ()):
             overrides.setdefault("do_convert_rgb", False)  # the model takes these channels as they are
+        pictures = [
+            np.require(picture, requirements="W") for picture in pictures
+        ]  # torch warns about read-only memory
         # said aloud: a 13-channel picture, or one 3 pixels high, defeats the processor's guess
         batch = self.processor(pictures, return_tensors="pt", input_data_format="channels_last", **overrides)
         return batch["pixel_values"]
@@ -178,7 +181,7 @@ class _Resize:
         import cv2
 
         small = [cv2.resize(p, (self.size, self.size), interpolation=cv2.INTER_AREA).reshape(-1) for p in pictures]
-        return torch.from_numpy(np.stack(small)).float() / 255
+        return torch.from_numpy(np.stack(small)).float() / 127.5 - 1  # in [0, 1] the cosine sees little but brightness
 
 
 class _Collect:

@@ -131,7 +131,7 @@ def diagnose(report: Mapping[str, float], start: Mapping[str, float] | None = No
     if report.get("marginal_entropy", 1.0) < ONE_ANSWER_ENTROPY:
         words.append(
             f"All images get the same teacher output (entropy of the average {report['marginal_entropy']:.2f} of "
-            "log K): collapse to one output. Strengthen the centring, raise the teacher temperature, or lower the rate."
+            "log K): collapse to one output. Strengthen the centring or raise the teacher temperature."
         )
     return words
 

@@ -10,7 +10,7 @@ _ITERATIONS, _EARLY = 500, 150  # of which the early ones exaggerate attraction,
 
 
 def pca(features: Tensor, dimensions: int) -> Tensor:
-    """(N, D) -> (N, min(dimensions, N, D)), float64: coordinates along the directions of largest variance, sign fixed."""
+    """(N, D) -> (N, min(dimensions, N, D)) float64: coordinates along the directions of most variance, sign fixed."""
     centred = features.double() - features.double().mean(0)
     u, s, v = torch.linalg.svd(centred, full_matrices=False)
     sign = v.gather(1, v.abs().argmax(1, keepdim=True))[:, 0].sign()  # the SVD leaves it open
@@ -61,12 +61,15 @@ def _affinities(points: Tensor, perplexity: float) -> Tensor:
     return ((p + p.T) / (2 * len(points))).clamp(min=1e-12)
 
 
-def fit_box(points: np.ndarray, margin: float = 0.03) -> np.ndarray:
-    """(N, 2) -> within [margin, 1 - margin]², one scale for both axes; the farthest 1 % are pulled to the edge."""
+def fit_box(points: np.ndarray, height: float = 1.0, margin: float = 0.03) -> np.ndarray:
+    """(N, 2) -> into a box of width 1; the farthest 1 % are pulled to its edge, a flat cloud is stretched up to twice."""
     low, high = np.quantile(points, 0.005, axis=0), np.quantile(points, 0.995, axis=0)
-    scale = max(float((high - low).max()), 1e-12)
-    unit = (points - (low + high) / 2) / scale + 0.5
-    return margin + (1 - 2 * margin) * unit.clip(0, 1)
+    extent = np.maximum(high - low, 1e-12)
+    scale = (np.array([1.0, height]) - 2 * margin) / extent
+    scale = np.minimum(scale, 2 * scale.min())
+    middle = np.array([0.5, height / 2])
+    placed = (points - (low + high) / 2) * scale + middle
+    return placed.clip(margin, [1 - margin, height - margin])
 
 
 def turn_to(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -85,8 +88,8 @@ def thin(points: np.ndarray, distance: float, seed: int = 0) -> np.ndarray:
     return np.sort(np.array(kept, dtype=int))
 
 
-def push_apart(points: np.ndarray, side: float, rounds: int = 60) -> np.ndarray:
-    """Squares of `side` at (N, 2) nudged until few overlap; they stay within the unit square."""
+def push_apart(points: np.ndarray, side: float, height: float = 1.0, rounds: int = 60) -> np.ndarray:
+    """Squares of `side` at (N, 2) nudged until few overlap; they stay within the box of width 1 and `height`."""
     rng = np.random.default_rng(0)
     points = points + rng.normal(0, side * 1e-3, points.shape)  # two at one place need a direction
     for _ in range(rounds):
@@ -99,5 +102,5 @@ def push_apart(points: np.ndarray, side: float, rounds: int = 60) -> np.ndarray:
         along = np.argmin(overlap, axis=-1)[..., None] == np.arange(2)  # the shorter way out
         move = np.sign(apart) * np.maximum(overlap, 0) * along * touching[..., None]
         points = points + 0.25 * move.sum(1)
-        points = points.clip(side / 2, 1 - side / 2)
+        points = points.clip(side / 2, [1 - side / 2, height - side / 2])
     return points

@@ -11,8 +11,13 @@ from hf_ssl.evaluation import layout, pictures
 from hf_ssl.evaluation.album import Album, Missing, Run
 from hf_ssl.evaluation.thumbnails import data_uri, sprite, thumbnail
 
-PALETTE = "#0072b2 #e69f00 #009e73 #cc79a7 #d55e00 #56b4e9 #b8a500 #7f3c8d #8c6d4f #e15f74".split()  # Okabe-Ito first
+# Okabe and Ito's colours for every kind of vision first; the label is also told in words
+PALETTE = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9",
+    "#b8a500", "#7f3c8d", "#8c6d4f", "#e15f74",
+)  # fmt: skip
 OTHERS = "#8a8d94"
+_MAP_HEIGHT = 0.8  # of its width, as in report.html
 MAP_POINTS, MAP_PICTURES = 800, 420  # exact t-SNE costs N²; more pictures than that would hide one another
 _SYMBOL = {
     "right": ("✓", "same label"),
@@ -29,11 +34,11 @@ def map_panel(album: Album) -> str:
     after = layout.tsne(album.after[chosen])
     before = None if album.before is None else layout.turn_to(layout.tsne(album.before[chosen]), after)
     side = 0.026 if len(chosen) > 150 else 0.045  # of the map's width
-    after = layout.fit_box(after)
+    after = layout.fit_box(after, _MAP_HEIGHT)
     shown = layout.thin(after, side * 0.62)[:MAP_PICTURES]
-    places = [after] if before is None else [after, layout.fit_box(before)]
+    places = [after] if before is None else [after, layout.fit_box(before, _MAP_HEIGHT)]
     for place in places:
-        place[shown] = layout.push_apart(place[shown], side * 1.18)
+        place[shown] = layout.push_apart(place[shown], side * 1.18, _MAP_HEIGHT)
     return _map_html(album, chosen, places, shown, side)
 
 
@@ -46,9 +51,9 @@ def _map_html(album: Album, chosen: np.ndarray, places: list[np.ndarray], shown:
     rows = max(1, -(-len(shown) // columns))
     number_of, points = {int(i): n for n, i in enumerate(shown)}, []
     for i in np.argsort(np.isin(np.arange(len(chosen)), shown), kind="stable"):  # dots below, pictures above
-        style = f"--a:{places[0][i][0] * 100:.2f}%;--b:{places[0][i][1] * 100:.2f}%"
+        style = f"--a:{places[0][i][0]:.2%};--b:{places[0][i][1] / _MAP_HEIGHT:.2%}"
         if len(places) > 1:
-            style += f";--p:{places[1][i][0] * 100:.2f}%;--q:{places[1][i][1] * 100:.2f}%"
+            style += f";--p:{places[1][i][0]:.2%};--q:{places[1][i][1] / _MAP_HEIGHT:.2%}"
         if values[i] is not None:
             style += f";--c:{colour.get(values[i], OTHERS)}"
         n = number_of.get(int(i))
@@ -62,22 +67,25 @@ def _map_html(album: Album, chosen: np.ndarray, places: list[np.ndarray], shown:
     legend = [(str(n), name, colour[name]) for n, name in enumerate(kinds)] + (
         [("-1", "others", OTHERS)] if more else []
     )
-    buttons = "".join(f'<button type="button" aria-pressed="false" data-l="{n}"><i style="--c:{c}"></i>{escape(name)}</button>' for n, name, c in legend)  # fmt: skip
+    button = '<button type="button" aria-pressed="false" data-l="{}"><i style="--c:{}"></i>{}</button>'
+    buttons = "".join(button.format(n, c, escape(name)) for n, name, c in legend)
     switch = ""
     if len(places) > 1:
         switch = (
-            '<input class="switch" type="radio" name="when" id="when-after" checked><label for="when-after">trained</label>'
+            '<input class="switch" type="radio" name="when" id="when-after" checked>'
+            '<label for="when-after">trained</label>'
             '<input class="switch before" type="radio" name="when" id="when-before">'
             f'<label for="when-before">{escape(album.before_name)}</label>'
         )
     size = f"background-size:{columns * 100}% {rows * 100}%"
     alt = f"Map of {len(chosen)} pictures: similar features lie near each other"
+    look = f"--sheet:url({data_uri(sheet)});--w:{side * 100:.1f}cqw"
     what = f"; the ring's colour is the {album.label}, which training did not see" if album.label else ""
     return (
         f'<figure class="panel">{switch}<style>.map i:not(.d){{{size}}}</style><div class="wide">'
-        f'<div class="map" role="img" aria-label="{escape(alt)}" style="--sheet:url({data_uri(sheet)});--w:{side * 100:.1f}cqw">'
-        f'{"".join(points)}</div></div><div class="labels">{buttons}</div><figcaption>t-SNE of {len(chosen)} pictures: near means '
-        f"similar to the model{escape(what)}. Look for islands of one kind; distances between islands mean little. "
+        f'<div class="map" role="img" aria-label="{escape(alt)}" style="{look}">{"".join(points)}</div></div>'
+        f'<div class="labels">{buttons}</div><figcaption>t-SNE of {len(chosen)} pictures: near means similar to the '
+        f"model{escape(what)}. Look for islands of one kind; distances between islands mean little. "
         "Pictures are nudged apart, and in crowded places some are dots.</figcaption></figure>"
     )
 
@@ -89,9 +97,11 @@ def gallery_panel(album: Album, k: int = 8) -> str:
     shares = [(name, pictures.share_of_label(album.values(), rows)) for name, _, rows in found]
     told = ", ".join(f"{share:.0%} {name}" for name, share in shares if share is not None)
     count = found[0][2].shape[1]
-    summary = f"Over all {len(album.names)} pictures, the share of the {count} nearest with the same {album.label}: {told}." if told else (
-        "There are no labels, so judge by eye."
-    )  # fmt: skip
+    summary = "There are no labels, so judge by eye."
+    if told:
+        summary = (
+            f"Of the {count} nearest to each of {len(album.names)} pictures, these have its {album.label}: {told}."
+        )
     blocks = []
     for query in pictures.random_queries(album.values(), 10):
         label = album.values()[query]
@@ -102,8 +112,8 @@ def gallery_panel(album: Album, k: int = 8) -> str:
     used = ["right", "wrong", "same"] if album.items else ["right", "wrong"] if album.label else []
     keys = " ".join(f'<b class="badge {kind}">{_SYMBOL[kind][0]}</b>{_SYMBOL[kind][1]}' for kind in used)
     return (
-        f'<p>{escape(summary)}</p><p class="hint">{keys}</p><figure class="gallery">{"".join(blocks)}<figcaption>The queries are '
-        "drawn by a fixed random number, not picked. The figure under a neighbour is its cosine similarity; a network "
+        f'<p>{escape(summary)}</p><p class="hint">{keys}</p><figure class="gallery">{"".join(blocks)}'
+        "<figcaption>The queries are drawn by a fixed random number, not picked. The figure under a neighbour is its cosine similarity; a network "
         "whose figures are all near 1 sees little difference between pictures. Look for more ✓ in the trained row."
         "</figcaption></figure>"
     )
@@ -116,9 +126,8 @@ def _neighbour_row(album: Album, query: int, name: str, similarity: Any, rows: A
         label = album.values()[other]
         alt = " · ".join(x for x in (album.names[other], label, _SYMBOL[kind][1] if kind else None) if x)
         badge = f'<b aria-hidden="true">{_SYMBOL[kind][0]}</b>' if kind else ""
-        picture = (
-            f'<img loading="lazy" src="{data_uri(album.thumbnails[other])}" alt="{escape(alt)}" title="{escape(alt)}">'
-        )
+        words = f'alt="{escape(alt)}" title="{escape(alt)}"'
+        picture = f'<img loading="lazy" src="{data_uri(album.thumbnails[other])}" {words}>'
         tiles.append(f'<div class="tile {kind}">{picture}{badge}{value:.3f}</div>')
     return f'<div class="row"><span>{escape(name)}</span>{"".join(tiles)}</div>'
 
@@ -137,8 +146,8 @@ def attention_panel(album: Album, count: int = 6, most_heads: int = 6) -> str:
     return _strip(
         columns,
         rows,
-        "Bright, warm patches are where the class token of the last block looks; each map has its own scale. Look for a "
-        "trained map that follows the object rather than the frame or single stray patches."
+        "Pale yellow patches are where the class token of the last block looks; each map has its own scale. Look for "
+        "a trained map that follows the object rather than the frame or single stray patches."
         + (f" {left} further heads are not shown." if left > 0 else ""),
     )
 
@@ -151,16 +160,16 @@ def reconstruction_panel(run: Run, album: Album, count: int = 8) -> str:
     names = [name for name, _ in rows]
     lines = [(title, [row[i] for _, row in rows]) for i, title in enumerate(("original", "seen", "predicted"))]
     borrowed = (
-        " Each predicted patch borrows its brightness and contrast from the original, because this model was trained on "
-        "patches without them."
+        " Each predicted patch borrows its brightness and contrast from the original, because this model was trained "
+        "on patches without them."
         if run.composite.get("norm_pix_loss")
         else ""
     )
     return _strip(
         None,
         [(f"{title}: ", pictures_) for title, pictures_ in lines],
-        "Top: the picture; middle: the patches the encoder saw; bottom: the same with the missing patches predicted. Look "
-        "for shapes that go on across the gaps; fine detail cannot be known." + borrowed,
+        "Top: the picture; middle: the patches the encoder saw; bottom: the same with the missing patches predicted. "
+        "Look for shapes that go on across the gaps; fine detail cannot be known." + borrowed,
         names,
     )
 
@@ -175,9 +184,8 @@ def _strip(
     for title, row in rows:
         for i, picture in enumerate(row):
             alt = f"{title}{names[i]}" if names else f"{title}: {(columns or [])[i]}"
-            cells.append(
-                f'<img loading="lazy" src="{data_uri(_enlarged(picture), 88)}" alt="{escape(alt)}" title="{escape(alt)}">'
-            )
+            words = f'alt="{escape(alt)}" title="{escape(alt)}"'
+            cells.append(f'<img loading="lazy" src="{data_uri(_enlarged(picture), 88)}" {words}>')
     grid = f'<div class="strip" style="--n:{width}">{"".join(cells)}</div>'
     kind = "panel pixel" if small else "panel"
     return f'<figure class="{kind}"><div class="wide">{grid}</div><figcaption>{escape(caption)}</figcaption></figure>'

@@ -15,6 +15,7 @@ from hf_ssl.evaluation.features import frozen
 from hf_ssl.evaluation.knn import nearest
 from hf_ssl.evaluation.thumbnails import thumbnail
 
+_GLOW = ((4, 2, 12), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # lightness rises evenly
 RIGHT, WRONG, SAME = (0, 128, 92), (200, 60, 20), (0, 92, 175)  # apart for every kind of colour vision
 
 
@@ -78,9 +79,8 @@ def before_after_figure(album: Album, queries: int = 6, k: int = 5, tile: int = 
     sides = [(name, neighbours(features, k)[1]) for name, features in [*sides, ("trained", album.after)]]
     chosen = random_queries(album.values(), queries)
     block = k * (tile + gap)
-    figure = Image.new(
-        "RGB", (3 * gap + tile + len(sides) * (block + 3 * gap), head + len(chosen) * (tile + gap) + gap), "white"
-    )
+    size = (3 * gap + tile + len(sides) * (block + 3 * gap), head + len(chosen) * (tile + gap) + gap)
+    figure = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(figure), ImageFont.load_default(18)
     draw.text((gap, 10), "picture", "black", font)
     lefts = [3 * gap + tile + 2 * gap + i * (block + 3 * gap) for i in range(len(sides))]
@@ -124,9 +124,9 @@ _STROKES = {
 def attention_pictures(
     album: Album, chosen: list[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """(pictures (B, H, W, 3), heads (B, heads, H, W, 3), their mean (B, H, W, 3), the same before training or None), uint8.
+    """(pictures (B, H, W, 3), heads (B, heads, H, W, 3), their mean (B, H, W, 3), that before training or None).
 
-    Raises Missing where the model has no class token whose attention could be read.
+    All uint8. Raises Missing where the model has no class token whose attention could be read.
     """
     from hf_ssl.backbones import last_attention
 
@@ -150,7 +150,7 @@ def attention_pictures(
 
 
 def overlay(pictures: np.ndarray, attention: Tensor) -> np.ndarray:
-    """Pictures (B, H, W, 3) dimmed where a map (B, N) over their patches is low: bright and warm = attended."""
+    """A map (B, N) over the patches of pictures (B, H, W, 3) as a glow, from dark violet to pale yellow = most."""
     batch, height, width, _ = pictures.shape
     patches = attention.shape[1]
     rows = max(1, round((patches * height / width) ** 0.5))
@@ -159,10 +159,9 @@ def overlay(pictures: np.ndarray, attention: Tensor) -> np.ndarray:
     grid = F.interpolate(attention.reshape(batch, 1, rows, -1), size=(height, width), mode="nearest")[:, 0].numpy()
     low, high = grid.min((1, 2), keepdims=True), grid.max((1, 2), keepdims=True)
     strength = ((grid - low) / np.maximum(high - low, 1e-12))[..., None]
-    grey = pictures.mean(-1, keepdims=True) * 0.35
-    warm = np.array([255, 196, 0], np.float32)
-    lit = pictures * 0.55 + warm * 0.45
-    return (grey * (1 - strength) + lit * strength).clip(0, 255).astype(np.uint8)
+    at = np.linspace(0, 1, len(_GLOW))
+    heat = np.concatenate([np.interp(strength, at, channel) for channel in np.array(_GLOW).T], axis=-1)
+    return (0.62 * heat + 0.38 * pictures.mean(-1, keepdims=True)).clip(0, 255).astype(np.uint8)
 
 
 def reconstruction_pictures(run: Run, album: Album, chosen: list[int], seed: int = 0) -> tuple[np.ndarray, ...]:

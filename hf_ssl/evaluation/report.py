@@ -16,7 +16,7 @@ from typing import Any
 
 from hf_ssl.evaluation import charts, panels, pictures
 from hf_ssl.evaluation.album import Album, Missing, Run, load_album
-from hf_ssl.evaluation.charts import Chart, number
+from hf_ssl.evaluation.charts import number
 from hf_ssl.evaluation.health import diagnose, health_report
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ def write_report(
 ) -> Path:
     """Write `run_dir`/report.html, one file that needs no network, and return its path.
 
-    `dataset`: whose test pictures to show (default: the run's own). `max_images`: at most so many of them, a fixed random
-    subset. A part that cannot be made says why in its place. Raises FileNotFoundError where `run_dir` holds no run.
+    `dataset`: whose test pictures to show (default: the run's own). `max_images`: at most so many of them, a fixed
+    random subset. A part that cannot be made says why in its place. Raises FileNotFoundError where `run_dir` holds no run.
     """
     report = Report(Run.open(run_dir), dataset, max_images, progress)
     parts = [
@@ -113,7 +113,9 @@ def _header(report: Report) -> str:
     shown = [(label, number(v) if _is_number(v) else v) for label, v in tiles if v is not None]
     items = "".join(f"<li><b>{escape(str(value))}</b><span>{escape(label)}</span></li>" for label, value in shown)
     mood, sentences = verdict(report.run.card.get("results"))
-    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in [*sentences, *_health(report)])
+    ill, health = _health(report)
+    mood = "mixed" if ill and mood == "good" else mood
+    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in [*sentences, health])
     return (
         f'<header><h1>{escape(name)} on {escape(_dataset(report))}</h1><p class="paper">{escape(paper)}</p>'
         f'<ul class="tiles">{items}</ul><div class="verdict {mood}">{words}</div></header>'
@@ -138,13 +140,14 @@ def _dataset(report: Report) -> str:
     return str(report.dataset or report.run.card.get("dataset") or "an unnamed dataset")
 
 
-def _health(report: Report) -> list[str]:
+def _health(report: Report) -> tuple[bool, str]:
+    """(is there a sign of collapse, a sentence)."""
     try:
         album = report.album
         after = health_report(album.after)
         before = health_report(album.before) if album.before is not None else None
     except (Missing, ValueError) as error:
-        return [f"Health could not be judged. {error}"]
+        return False, f"Health could not be judged. {error}"
     last, width = report.last("teacher_entropy"), report.run.composite.get("out_dim")
     if last is not None and _is_number(width) and width > 1:
         after["entropy"] = last / math.log(width)
@@ -153,11 +156,11 @@ def _health(report: Report) -> list[str]:
     loss = report.last("loss")
     words = diagnose(after | ({"loss": loss} if loss is not None else {}), before)
     figures = f"spread {after['std_ratio']:.2f} of 1/√d, effective rank {after['rankme']:.0f} of {after['dim']:.0f}"
-    return [f"Health: {' '.join(words)}" if words else f"Health: no sign of collapse ({figures})."]
+    return bool(words), f"Health: {' '.join(words) or f'no sign of collapse ({figures}).'}"
 
 
 def verdict(rows: Any) -> tuple[str, list[str]]:
-    """(mood: "good", "mixed", "bad" or "", one sentence per protocol) from run.json's results, whichever way they fall."""
+    """(mood: "good", "mixed", "bad" or "", one sentence per protocol) from run.json's results, whichever way they go."""
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     moods, sentences = [], []
     for protocol in dict.fromkeys(row.get("protocol") for row in rows):
@@ -174,7 +177,7 @@ def verdict(rows: Any) -> tuple[str, list[str]]:
             moods.append("good" if len(better) == len(keys) else "mixed" if better else "bad")
             clauses.append(_clause(words, keys, better, worse, gain, trained, other))
         if clauses:
-            where = f"On {protocol} the" if protocol else "The"
+            where = f"{protocol[:1].upper()}{protocol[1:]}: the" if isinstance(protocol, str) else "The"
             sentences.append(f"{where} trained model is {', and '.join(clauses)}.")
     if not sentences:
         return "", ["There is no results table, so nothing can be said about what training improved."]
@@ -215,8 +218,8 @@ def _results(report: Report) -> str:
         for protocol in dict.fromkeys(row.get("protocol") for row in rows)
     ]
     return "".join(tables) + (
-        '<p class="hint">Bold: the best of each column. Look for the trained row to beat both baselines; raw pixels are '
-        "strong where pictures are aligned. Spread and rank describe the features and are no scores.</p>"
+        '<p class="hint">Bold: the best of each column. Look for the trained row to beat both baselines; raw pixels '
+        "are strong where pictures are aligned. Spread and rank describe the features and are no scores.</p>"
     )
 
 
@@ -231,22 +234,22 @@ def _table(protocol: str, rows: list[dict]) -> str:
         cells = []
         for key in columns:
             value = row.get(key)
-            text = f"{value:.3f}" if _is_number(value) and abs(value) < 10 else _text(value)
+            text = f"{value:.3f}" if _is_number(value) and _is_quality(key) else _text(value)
             top = _is_number(value) and round(value, 3) == best.get(key)
             cells.append(f"<td><b>{escape(text)}</b></td>" if top else f"<td>{escape(text)}</td>")
         kind = ' class="trained"' if row.get("model") == "trained" else ""
         lines.append(f'<tr{kind}><th scope="row">{escape(str(row.get("model", "?")))}</th>{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col">{escape(_heading(key))}</th>' for key in columns)
     return (
-        f'<div class="wide"><table><caption>{escape(protocol)}</caption><thead><tr><th scope="col">model</th>{head}</tr>'
-        f"</thead><tbody>{''.join(lines)}</tbody></table></div><br>"
+        f'<div class="wide"><table><caption>{escape(protocol)}</caption><thead><tr><th scope="col">model</th>{head}'
+        f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div><br>"
     )
 
 
 def _heading(key: str) -> str:
     """knn20_group -> "kNN-20 group", r1 -> "R@1"."""
     stem, _, label = key.partition("_")
-    label = label.replace("_", " ")
+    label = "" if label == "label" else label.replace("_", " ")
     for prefix, name in (("knn", "kNN-"), ("r", "R@")):
         if stem.startswith(prefix) and stem[len(prefix) :].isdigit():
             return f"{name}{stem[len(prefix) :]} {label}".strip()
@@ -267,31 +270,14 @@ def _curves(report: Report) -> str:
     spread = {}
     if not isinstance(report._album, Exception):
         spread = {"1/√d, healthy": 1 / math.sqrt(report.album.after.shape[1])}
-    named: dict[str, tuple[list[str], Chart]] = {
-        "loss": (["loss"], Chart("Loss", "loss", {}, "It should fall and flatten; a jump or NaN is a rate too high.")),
-        "knn": ([k for k in logged if k.startswith("eval_knn")], Chart("Online kNN", "accuracy (share)", {}, "It should rise: neighbours share labels that training never saw.")),
-        "std": (["feature_std"], Chart("Spread of the features", "std over images", {}, "Near the dashed line all directions are used; near zero every picture gets one vector: collapse.", spread)),
-        "rank": (["rankme"], Chart("Effective rank (RankMe)", "dimensions", {}, "How many directions one batch's features fill; it can exceed neither the batch nor the width. 1 is collapse.")),
-        "entropy": (["teacher_entropy", "prototype_entropy"], Chart("Entropy of the teacher", "nats", {}, "The teacher's answers should sharpen (fall below the dashed line) while their mean stays spread.", log_k)),
-        "rate": (["learning_rate"], Chart("Learning rate", "rate", {}, "The schedule: warm-up, then decay.", small=True)),
-        "norm": (["grad_norm"], Chart("Gradient norm", "norm before clipping", {}, "Spikes here come before trouble in the loss.", small=True)),
-    }  # fmt: skip
-    told = {key for keys, _ in named.values() for key in keys}
-    skip = {"step", "epoch", "total_flos", "skipped_images"}
-    for key in logged:
-        if key not in told | skip and not key.startswith(("train_", "eval_")):
-            title = key.replace("_", " ").capitalize()
-            named[key] = ([key], Chart(title, key.replace("_", " "), {}, "Logged by the run.", small=True))
-    figures = []
-    for keys, chart in named.values():
-        lines = {k.removeprefix("eval_").replace("_", " "): report.series(k) for k in keys if report.series(k)[1]}
-        if lines:
-            chart.lines = lines
-            figures.append(charts.figure(chart))
-    missing = "" if report.series("eval_knn_top1")[1] else (
-        '<p class="hint">No kNN curve: the run did not measure it on the way (--knn_steps was 0, or there are no labels).</p>'
-    )  # fmt: skip
-    return f'<div class="charts">{"".join(figures)}</div>{missing}'
+    drawn = charts.of_log(logged, report.series, {"feature_std": spread, "teacher_entropy": log_k})
+    figures = "".join(charts.figure(chart) for chart in drawn)
+    missing = ""
+    if not any(key.startswith("eval_knn") for key in logged):
+        missing = (
+            '<p class="hint">No kNN curve: the run did not evaluate on the way, or its pictures have no labels.</p>'
+        )
+    return f'<div class="charts">{figures}</div>{missing}'
 
 
 # --- what it took -------------------------------------------------------------------------------------------------
@@ -330,7 +316,8 @@ def _names(names: list[str], count: int) -> str:
         return ""
     items = "".join(f"<li>{escape(name)}</li>" for name in names[:200])
     more = f"<p>and {count - 200} more</p>" if count > 200 else ""
-    return f'<details{" open" if len(names) <= 10 else ""}><summary>Which ones, and why</summary><ul class="names">{items}</ul>{more}</details>'
+    fold = "<details open>" if len(names) <= 10 else "<details>"
+    return f'{fold}<summary>Which ones, and why</summary><ul class="names">{items}</ul>{more}</details>'
 
 
 def _plural(count: int) -> str:

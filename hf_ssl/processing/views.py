@@ -79,6 +79,11 @@ class ViewGroup:
         checked["size"] = checked.get("size") or default_size
         return cls(**checked)
 
+    @property
+    def kernel_pixels(self) -> int:
+        """The blur kernel's widest side, odd: SimCLR's size // 10, a pixel more where that is even. 0 is no limit."""
+        return int(self.size[0] * self.blur_kernel) // 2 * 2 + 1 if self.blur_kernel else 0
+
 
 VIEW_FIELDS = tuple(field.name for field in dataclasses.fields(ViewGroup))
 
@@ -268,8 +273,7 @@ def render_view(
     if draw.gray and is_rgb:
         view = ops.grayscale(view)
     if draw.sigma:
-        kernel = int(group.size[0] * group.blur_kernel) // 2 * 2 + 1 if group.blur_kernel else 0
-        view = ops.blur(view, draw.sigma, kernel)
+        view = ops.blur(view, draw.sigma, group.kernel_pixels)
     ops.normalise(view, tables[int(draw.solarize)], out)
     if draw.erase:
         top, left, height, width = draw.erase

@@ -169,19 +169,28 @@ class SSLTrainer(Trainer):
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """kNN of the exported backbone: ``eval_knn_<label>`` per label column, ``eval_knn_top1`` for the first."""
-        from ..evaluation import extract_features, knn_accuracy
-
         if self.eval_bank is None or self.eval_queries is None:
             raise ValueError("evaluate() needs labelled images: pass eval_bank and eval_queries to SSLTrainer")
+        method = self.whole_method()
+        shared = [None if method is None else self._knn(method, metric_key_prefix)]
+        if distributed.world_size() > 1:
+            dist.broadcast_object_list(shared)
+        metrics = dict(shared[0] or {})
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _knn(self, method: SSLModel, prefix: str) -> dict[str, float]:
+        from ..evaluation import extract_features, knn_accuracy
+
         processor = self.processing_class.eval_processor()
         bank, queries = (
             extract_features(
-                self.method.export_backbone, source, processor, device=self.args.device, progress=False,
+                method.export_backbone, source, processor, device=self.args.device, progress=False,
                 max_images=self.args.knn_images,
             )
             for source in (self.eval_bank, self.eval_queries)
@@ -191,12 +200,20 @@ class SSLTrainer(Trainer):
             scores = knn_accuracy(
                 bank.embeddings, bank.labels[label], queries.embeddings, queries.labels[label], k=(20,)
             )
-            metrics[f"{metric_key_prefix}_knn_{label}"] = next(iter(scores.values()))
-        if metrics:
-            metrics[f"{metric_key_prefix}_knn_top1"] = next(iter(metrics.values()))
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+            metrics[f"{prefix}_knn_{label}"] = scores["knn20_top1"]
+        return {f"{prefix}_knn_top1": next(iter(metrics.values())), **metrics} if metrics else metrics
+
+    def whole_method(self) -> SSLModel | None:
+        """The method with all of its weights on the first process, None on the others. Every process must call it."""
+        if not self.is_fsdp_enabled:
+            return self.method if self.args.process_index == 0 else None
+        state = self.accelerator.get_state_dict(self.model)
+        if self.args.process_index != 0:
+            return None
+        with torch.random.fork_rng():
+            whole = type(self.method)(self.method.config)
+        whole.load_state_dict(state)
+        return whole
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ class Tiny:
 
 
 TINY: dict[str, Tiny] = {
-    "simclr": Tiny({"projection_dim": 8, "hidden_dim": 16}, accumulates=False),
+    "simclr": Tiny({"projection_dim": 8, "hidden_dim": 16, "temperature": 0.5}, accumulates=False),
     "dino": Tiny(
         {"out_dim": 12, "hidden_dim": 16, "bottleneck_dim": 8, "teacher_temperature": 0.07, "freeze_last_layer": 0.0},
         {"size": 16, "local_pixel_values": {"size": 8, "count": 2}},

@@ -28,7 +28,9 @@ def flat(mode, *colour, size=(8, 8)):
 
 def png_header(width, height):
     body = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big") + b"\0\0\0\1IDAT"
+    return (
+        b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big") + b"\0\0\0\1IDAT"
+    )
 
 
 def test_rgb_is_exact_from_every_kind_of_value(tmp_path):
@@ -109,7 +111,9 @@ def test_other_colour_spaces():
     np.testing.assert_allclose(jpeg[4, 4], RED, atol=3)
     np.testing.assert_allclose(decode_image(flat("YCbCr", 76, 85, 255))[0, 0], RED, atol=3)
     np.testing.assert_allclose(decode_image(flat("HSV", 85, 255, 255))[0, 0], GREEN, atol=3)
-    np.testing.assert_allclose(decode_image(encode(flat("LAB", 255, 128, 128), "TIFF"))[0, 0], WHITE, atol=3)  # 128 is a* = 0
+    np.testing.assert_allclose(
+        decode_image(encode(flat("LAB", 255, 128, 128), "TIFF"))[0, 0], WHITE, atol=3
+    )  # 128 is a* = 0
     assert decode_image(flat("RGBX", 1, 2, 3, 4))[0, 0].tolist() == [1, 2, 3]
     assert decode_image(flat("CMYK", 0, 0, 0, 255), channels=1)[0, 0].tolist() == [0]
 
@@ -196,9 +200,11 @@ def test_broken_files_say_what_is_wrong(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (MAX_PIXELS // 1000 + 1, 1000)])
-def test_a_bomb_is_refused_by_its_header(size):
-    with pytest.raises(BadImageError, match="decompression bomb"):
-        decode_image(png_header(*size), where="bomb.png")
+def test_a_bomb_is_refused_by_its_header(size, monkeypatch):
+    for limit in (Image.MAX_IMAGE_PIXELS, None):  # None: other code switched Pillow's own check off
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(BadImageError, match="decompression bomb"):
+            decode_image(png_header(*size), where="bomb.png")
 
 
 def test_pillows_bomb_warning_does_not_leak(tmp_path):

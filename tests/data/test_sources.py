@@ -1,4 +1,4 @@
-"""Each kind of dataset opens by one name, undecoded, with its labels and splits; what cannot be opened says what is there."""
+"""Each kind of dataset opens by one name, undecoded, with labels and splits; what cannot says what is there."""
 
 import subprocess
 import sys
@@ -46,7 +46,8 @@ def test_fashion_mnist(monkeypatch, tmp_path):
 
 def test_folder_of_images_is_sorted_and_opens_none(make, tmp_path):
     for name, data in {
-        "b.PNG": make.png(2), "a.jpeg": b"", "deep/er/c.png": make.png(3), "d.webp": b"no image", "notes.txt": b"x", ".hidden.png": b"",
+        "b.PNG": make.png(2), "a.jpeg": b"", "deep/er/c.png": make.png(3), "d.webp": b"no image", ".hidden.png": b"",
+        "notes.txt": b"x",
         "__MACOSX/a.png": b"",
     }.items():  # fmt: skip
         make.write(tmp_path / "set" / name, data)
@@ -61,7 +62,9 @@ def test_folder_of_images_is_sorted_and_opens_none(make, tmp_path):
 
 
 def test_class_folders_give_labels_and_split_folders_splits(make, tmp_path):
-    for i, name in enumerate(["train/dog/1.png", "train/cat/2.png", "train/ant/3.png", "val/dog/4.png", "val/cat/5.png"]):
+    for i, name in enumerate(
+        ["train/dog/1.png", "train/cat/2.png", "train/ant/3.png", "val/dog/4.png", "val/cat/5.png"]
+    ):
         make.write(tmp_path / name, make.png(i))
     train, val = load_source(str(tmp_path)), load_source(str(tmp_path), "validation")
     assert train.dataset.features["label"].names == val.dataset.features["label"].names == ["ant", "cat", "dog"]
@@ -90,7 +93,7 @@ def test_parquet(make, tmp_path, streaming):
     assert source.where(rows[12][1]) == f"12.png ({place})"
     assert RowStream(source, 4, world_size=2).steps_per_epoch == 1
     make.write(tmp_path / "c.parquet", b"PAR1 no")
-    with pytest.raises(SourceError, match="c.parquet is not a parquet file"):
+    with pytest.raises(SourceError, match=r"c.parquet is not a parquet file"):
         load_source(str(tmp_path), streaming=streaming)
 
 
@@ -124,7 +127,10 @@ def test_columns_are_found_or_listed(make, tmp_path):
     spec = make.write_parquet(tmp_path / "a.parquet", [7], column="photo", weight=[1])
     assert reds(load_source(spec)) == [7] and "photo" not in load_source(spec).dataset.features
     assert load_source(spec, label_column="weight").labels == ("weight",)
-    for name, message in (("image_column", "no column 'nope'; its columns are photo, weight"), ("label_column", "no column")):
+    for name, message in (
+        ("image_column", "no column 'nope'; its columns are photo, weight"),
+        ("label_column", "no column"),
+    ):
         with pytest.raises(SourceError, match=message):
             load_source(spec, **{name: "nope"})
     struct = tmp_path / "struct.parquet"
@@ -136,7 +142,7 @@ def test_columns_are_found_or_listed(make, tmp_path):
     assert [reds(load_source(str(raw), streaming=s)) for s in (False, True)] == [[6], [6]]
     none = tmp_path / "none.parquet"
     pq.write_table(pa.table({"text": ["a"], "id": [1]}), none)
-    with pytest.raises(SourceError, match="no image column; its columns are text, id. Name the one .* image_column"):
+    with pytest.raises(SourceError, match=r"no image column; its columns are text, id. Name the one .* image_column"):
         load_source(str(none))
     two = tmp_path / "two.parquet"
     images = datasets.Features(left=datasets.Image(), right=datasets.Image())
@@ -189,7 +195,7 @@ def test_what_is_no_dataset_says_so(make, tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="emoji has no split 'validation'; it has train, test"):
         load_source("emoji", "validation")
     make.write(tmp_path / "docs" / "a.txt", b"x")
-    with pytest.raises(SourceError, match="holds no image .* it holds files with .txt"):
+    with pytest.raises(SourceError, match=r"holds no image .* it holds files with .txt"):
         load_source(str(tmp_path / "docs"))
     with pytest.raises(SourceError, match="is a file of a kind that is not read here"):
         load_source(str(tmp_path / "docs" / "a.txt"))
@@ -203,12 +209,14 @@ def test_hub_offline_is_a_sentence():
     )
     offline = {"HF_HUB_OFFLINE": "1", "PATH": "", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=offline)
-    assert done.stdout.startswith("someone/something:config is no file or folder here, and as a Hub dataset it cannot be"), (
-        done.stdout + done.stderr
-    )
+    assert done.stdout.startswith(
+        "someone/something:config is no file or folder here, and as a Hub dataset it cannot be"
+    ), done.stdout + done.stderr
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    script = "import sys, hf_ssl.data; print([m for m in ('torch', 'datasets', 'cv2', 'PIL', 'numpy') if m in sys.modules])"
+    script = (
+        "import sys, hf_ssl.data; print([m for m in ('torch', 'datasets', 'cv2', 'PIL', 'numpy') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""The stream of rows: every row once per epoch over all ranks and workers, and any batch can be the first one delivered."""
+"""The stream of rows: every row once per epoch over all ranks and workers, and any batch can be the first one."""
 
 import itertools
 import os
@@ -71,7 +71,9 @@ def test_ranks_and_workers_share_every_epoch_without_overlap(source_of, kind, wo
     got, pids, by_rank = {0: [], 1: []}, set(), []
     for rank in range(world_size):
         seen = RowStream(source_of(kind), BATCH, rank, world_size, seed=1, shuffle_buffer=7)
-        loader = torch.utils.data.DataLoader(seen, None, num_workers=workers, collate_fn=lambda row: (row, os.getpid()))
+        loader = torch.utils.data.DataLoader(
+            seen, None, num_workers=workers, collate_fn=lambda row: (row, os.getpid())
+        )
         rows = list(itertools.islice(loader, 140 // world_size * 2))
         pids |= {pid for _, pid in rows}
         by_rank.append([number(row) for row, _ in rows if row["_epoch"] == 0])
@@ -133,7 +135,11 @@ def test_seeking_in_parquet_reads_only_what_is_needed(source_of, monkeypatch):
     source = source_of("parquet")
     read = []
     tables = type(source.shards).tables
-    monkeypatch.setattr(type(source.shards), "tables", lambda self, shard, columns=None: read.append(shard) or tables(self, shard, columns))
+    monkeypatch.setattr(
+        type(source.shards),
+        "tables",
+        lambda self, shard, columns=None: read.append(shard) or tables(self, shard, columns),
+    )
     next(iter(RowStream(source, BATCH, start_batch=10_000, shuffle_buffer=4)))
     assert len(read) <= 3, read  # of 15 row groups, 800 epochs in
 
@@ -165,6 +171,7 @@ def test_what_cannot_work_says_so(source_of, tmp_path):
         ({"seed": -1}, "seed is -1"),
         ({"start_batch": -1}, "start_batch is -1"),
         ({"rank": 2, "world_size": 2}, "rank is 2, but with world_size 2"),
+        ({"columns": ("labl",)}, "has no column labl; it has image, label"),
     ):
         with pytest.raises(ValueError, match=message):
             RowStream(source_of("map"), **{"batch_size": 4, **options})

@@ -20,7 +20,7 @@ def test_std_is_taken_over_samples_not_over_channels():
     # every sample has the same feature, whose channels differ a lot: collapsed, whatever the other axis says
     collapsed = torch.tensor([[3.0, -1.0, 0.5, 2.0]]).repeat(50, 1)
     assert feature_std(collapsed) == pytest.approx(0, abs=1e-7)
-    # each sample is constant over its channels, but half are (+,+,+,+)/2 and half (-,-,-,-)/2: spread exactly 1/sqrt(4)
+    # each sample is constant over its channels; half are (+,+,+,+)/2 and half (-,-,-,-)/2: spread exactly 1/sqrt(4)
     alive = torch.ones(50, 4)
     alive[::2] *= -1
     assert feature_std(alive) == pytest.approx(0.5)

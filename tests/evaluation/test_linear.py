@@ -29,8 +29,8 @@ def test_lbfgs_reaches_the_known_optimum():
     strength = 0.1
     (solution,) = _LBFGSProbe(2, 100).fit(x, y, [strength])
     w = solution[0, 1].item()
-    assert solution[0, 0].item() == pytest.approx(-w, abs=1e-4) and solution[1].abs().max() < 1e-4
-    assert 2 / (1 + math.exp(2 * w)) == pytest.approx(2 * strength * w, abs=1e-4)
+    assert solution[0, 0].item() == pytest.approx(-w, abs=1e-3) and solution[1].abs().max() < 1e-3
+    assert 2 / (1 + math.exp(2 * w)) == pytest.approx(2 * strength * w, abs=1e-3)
 
 
 def test_sgd_step_by_hand_and_heads_do_not_mix():

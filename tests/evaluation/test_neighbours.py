@@ -15,7 +15,8 @@ def _unit(degrees: list[float]) -> torch.Tensor:
 
 def test_votes_are_weighted_by_similarity_over_temperature():
     # query at 0 degrees: class 0 has one neighbour at 0 degrees, class 1 has two at 30.
-    # T = .07: exp(1/.07) = 1.6e6 against 2 exp(.866/.07) = 4.7e5 -> class 0.  T = 1: e = 2.72 against 2 e^.866 = 4.75 -> class 1
+    # T = .07: exp(1/.07) = 1.6e6 against 2 exp(.866/.07) = 4.7e5 -> class 0
+    # T = 1: e = 2.72 against 2 e^.866 = 4.75 -> class 1
     bank, labels, query = _unit([0, 30, -30]), [0, 1, 1], _unit([0])
     assert knn_accuracy(bank, labels, query, [0], k=3)["knn3_top1"] == 1.0
     assert knn_accuracy(bank, labels, query, [0], k=3, temperature=1.0)["knn3_top1"] == 0.0
@@ -75,7 +76,7 @@ def test_string_labels_and_labels_unknown_to_train():
 
 def test_half_precision_overflow_is_named_not_scored():
     bad = torch.tensor([[1.0, 2.0], [70000.0, 1.0]]).half()
-    with pytest.raises(ValueError, match="row 1.*float32"):
+    with pytest.raises(ValueError, match=r"row 1.*float32"):
         knn_accuracy(bad, [0, 1], _unit([0]), [0], k=1)
     fine = knn_accuracy(_unit([0, 90]).half(), [0, 1], _unit([1]).half(), [0], k=1)
     assert fine["knn1_top1"] == 1.0

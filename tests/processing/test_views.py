@@ -75,6 +75,18 @@ def test_probabilities_and_ranges():
     assert {d.shift[0] for d in draws} == set(range(-4, 5))
     areas = [d.erase[2] * d.erase[3] / 1024 for d in draws if d.erase]
     assert 0.015 < min(areas) < max(areas) < 0.35
+    crops = [d.box[2] * d.box[3] for d in draws if d.erase]
+    assert abs(np.corrcoef(areas, crops)[0, 1]) < 0.1  # two draws, not one
+
+
+def test_a_single_number_means_what_it_means_in_torchvision():
+    recipe = group(brightness=1.5, contrast=0.4, saturation=[0.2, 3], hue=0.1)
+    assert recipe.brightness == (0.0, 2.5)
+    assert recipe.contrast == pytest.approx((0.6, 1.4))
+    assert recipe.saturation == (0.2, 3.0)
+    assert recipe.hue == (-0.1, 0.1)
+    assert [group(size=s, blur_kernel=0.1).kernel_pixels for s in (224, 96, 32)] == [23, 9, 3]
+    assert group(size=224).kernel_pixels == 0
 
 
 def test_one_field_does_not_move_the_draws_of_another():

@@ -37,14 +37,14 @@ class DINOConfig(SSLConfig):
     num_layers: int = 3
     use_bn_in_head: bool = False
     norm_last_layer: bool = True
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.04
-    warmup_teacher_temperature: float = 0.04
-    teacher_temperature_warmup: float = 0.3
-    center_momentum: float = 0.9
-    teacher_momentum: float = 0.996
-    freeze_last_layer: float = 0.01
-    interpolate_offset: float = 0.0
+    student_temperature: float | int = 0.1
+    teacher_temperature: float | int = 0.04
+    warmup_teacher_temperature: float | int = 0.04
+    teacher_temperature_warmup: float | int = 0.3
+    center_momentum: float | int = 0.9
+    teacher_momentum: float | int = 0.996
+    freeze_last_layer: float | int = 0.01
+    interpolate_offset: float | int = 0.0
 
 
 _COLOUR = {

@@ -29,7 +29,7 @@ class SimCLRConfig(SSLConfig):
     projection_dim: int = 128
     hidden_dim: int | None = None
     num_layers: int = 2
-    temperature: float = 0.1
+    temperature: float | int = 0.1
 
     def __post_init__(self, **kwargs):
         if self.temperature <= 0:

@@ -25,7 +25,7 @@ class MAEConfig(SSLConfig):
 
     model_type = "ssl_mae"
 
-    mask_ratio: float = 0.75
+    mask_ratio: float | int = 0.75
     norm_pix_loss: bool = True
     fixed_positions: bool = True
     decoder_hidden_size: int = 512

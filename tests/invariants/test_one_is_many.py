@@ -1,0 +1,80 @@
+"""One process ≡ two gloo processes ≡ two accumulation micro-steps: losses, gradients, teachers, centres, statistics."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.contract.tiny import TINY
+from tests.invariants.ranks import run_on_ranks
+from tests.invariants.scenarios import SETTINGS, optimiser_step, scenario
+
+# where the loss or a BatchNorm looks at the whole batch, micro-batches are another objective by definition
+ACCUMULATES = [name for name, s in SETTINGS.items() if TINY[s.method].accumulates and not s.batchnorm]
+NAMES = ["gather", "batchnorm", *SETTINGS, *(f"{name}/2" for name in ACCUMULATES)]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    return run_on_ranks(scenario, NAMES, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, dict[str, Tensor]]:
+    return {name: optimiser_step(name) for name in SETTINGS}
+
+
+def assert_same(got: Any, wanted: dict[str, Tensor]) -> None:
+    assert not isinstance(got, str), got
+    assert set(got) == set(wanted)
+    words = []
+    for key, want in wanted.items():
+        margin = 1e-5 * max(1.0, float(want.abs().max()))
+        distance = float((got[key].double() - want.double()).abs().max())
+        if not distance <= margin:
+            words.append(f"{key}: off by {distance:.3g}")
+    assert not words, "\n".join(words[:20])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_are_one(name: str, ranks, reference) -> None:
+    for result in ranks[name]:
+        assert_same(result, reference[name])
+
+
+@pytest.mark.parametrize("name", ACCUMULATES)
+def test_two_micro_steps_are_one(name: str, reference) -> None:
+    assert_same(optimiser_step(name, micro_batches=2), reference[name])
+
+
+@pytest.mark.parametrize("name", ACCUMULATES)
+def test_two_micro_steps_on_two_processes_are_one(name: str, ranks, reference) -> None:
+    for result in ranks[f"{name}/2"]:
+        assert_same(result, reference[name])
+
+
+def test_the_comparison_would_notice(reference) -> None:
+    """SimCLR's negatives are the batch: two micro-batches of four are another loss, and the gate says so."""
+    with pytest.raises(AssertionError, match="loss0: off by"):
+        assert_same(optimiser_step("simclr", micro_batches=2), reference["simclr"])
+    moved = [key for key, want in reference["dino"].items() if key.startswith("state.center") and want.any()]
+    assert "state.center" in moved  # a centre that never moves would be equal everywhere
+
+
+def test_gather_is_in_rank_order_and_its_backward_sums_over_ranks(ranks) -> None:
+    everything = torch.tensor([[0.0, 1.0], [2.0, 3.0], [10.0, 11.0], [12.0, 13.0]])
+    gradient = 3 * everything.flip(0)  # weight 1 from rank 0, weight 2 from rank 1
+    for rank, result in enumerate(ranks["gather"]):
+        assert not isinstance(result, str), result
+        assert torch.equal(result["gathered"], everything)
+        assert torch.equal(result["grad"], gradient[2 * rank : 2 * rank + 2])
+        assert torch.equal(result["mean"], torch.tensor([1.5, 5.0]))
+        assert result["weighted"] == (1 * 1 + 2 * 3) / 4  # counts 1 and 3
+        assert result["nothing"].isfinite()
+
+
+def test_batchnorm_over_ranks_is_batchnorm_over_the_batch(ranks) -> None:
+    reference = scenario("batchnorm")
+    for result in ranks["batchnorm"]:
+        assert_same(result, reference)

@@ -1,0 +1,128 @@
+"""The map of the house: floors, file sizes, what lies at the top, and what an import costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "hf_ssl"
+FILES = sorted(PACKAGE.rglob("*.py"))
+CORE = {"modeling", "momentum", "heads", "memory", "masks", "schedules", "losses", "distributed", "backbones"}
+BELOW = {  # what each part of hf_ssl may import, besides itself; "" is hf_ssl/__init__.py
+    "cli": {"training", "evaluation", "hub", "methods", "processing", "data", ""} | CORE,
+    "hub": {"evaluation", "methods", "processing", "data", ""} | CORE,
+    "training": {"hub", "evaluation", "methods", "processing", "data", ""} | CORE,
+    "evaluation": {"backbones", "data", ""},
+    "methods": {"processing"} | CORE,
+    "processing": set(),
+    "data": set(),
+    **{name: {"processing"} | CORE for name in CORE},
+}
+TOP = {
+    "hf_ssl", "recipes", "tests", "model_cards", "pyproject.toml", "README.md", "CONTRIBUTING.md", "LICENSE", "NOTICE",
+    "docs", "CHANGELOG.md",
+}  # fmt: skip
+
+
+def imports(file: Path) -> set[tuple[str, ...]]:
+    """Every hf_ssl module that a file imports, anywhere in it, as parts after ``hf_ssl``."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            targets = [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            stem = (*base, *(node.module.split(".") if node.module else ()))
+            targets = [(*stem, alias.name) for alias in node.names]
+        else:
+            continue
+        found |= {target[1:] for target in targets if target[0] == "hf_ssl"}
+    return found
+
+
+def part(path: tuple[str, ...]) -> str:
+    """The part of the house that a dotted path lies in; names of hf_ssl/__init__ itself are ""."""
+    known = {*BELOW, *(child.stem for child in PACKAGE.iterdir())}
+    return path[0] if path and path[0] in known else ""
+
+
+@pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(PACKAGE)) for file in FILES])
+def test_a_file_fits_the_map(file: Path) -> None:
+    own = file.relative_to(PACKAGE).with_suffix("").parts
+    assert len(file.read_text().splitlines()) <= 400, "split it: no file over 400 lines"
+    if own == ("__init__",):
+        return
+    assert own[0] in BELOW, f"hf_ssl/{own[0]} is on no floor: DESIGN.md and this table name them all"
+    for target in imports(file):
+        to = part(target)
+        assert to == own[0] or to in BELOW[own[0]], f"{own[0]} may not import hf_ssl.{'.'.join(target)}: imports go down"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if len(f.relative_to(PACKAGE).parts) == 3 and "methods" in f.parts])
+def test_no_method_imports_another(file: Path) -> None:
+    own = file.relative_to(PACKAGE).with_suffix("").parts
+    others = [target for target in imports(file) if target[0] == "methods" and target[: len(own)] != own]
+    assert not others, f"{'.'.join(own)} imports {others}: what two methods share moves down to a named module"
+
+
+def test_the_core_has_no_circle() -> None:
+    """Within the lowest floor too, imports have one direction."""
+    graph = {
+        name: {part(target) for target in imports(PACKAGE / f"{name}.py")} & CORE
+        for name in CORE
+        if (PACKAGE / f"{name}.py").exists()
+    }
+    while graph:
+        free = [name for name, needs in graph.items() if not needs - {name}]
+        assert free, f"a circle among {graph}"
+        graph = {name: needs - set(free) for name, needs in graph.items() if name not in free}
+
+
+def test_the_top_level_holds_what_the_design_names() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode == 0 and listed.stdout:
+        entries = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    else:  # an unpacked archive
+        entries = {path.name for path in ROOT.iterdir()}
+    extra = {entry for entry in entries if not entry.startswith(".")} - TOP
+    assert not extra, f"no place at the top level for {sorted(extra)}"
+
+
+def test_the_checks_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with one import of every bad kind is seen through."""
+    folder = tmp_path / "hf_ssl" / "methods" / "masked"
+    folder.mkdir(parents=True)
+    (folder / "bad.py").write_text(
+        "import hf_ssl.training.trainer\nfrom ...evaluation import knn\nfrom ..joint_embedding import dino\n"
+        "def f():\n    from .mae import MAEConfig\n"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert imports(folder / "bad.py") == {
+        ("training", "trainer"), ("evaluation", "knn"), ("methods", "joint_embedding", "dino"),
+        ("methods", "masked", "mae", "MAEConfig"),
+    }  # fmt: skip
+
+
+def test_importing_hf_ssl_is_cheap_and_enough() -> None:
+    """< 0.3 s of CPU, no torch and no transformers; afterwards the Auto classes know every method, models or not."""
+    code = (
+        "import sys, time; start = time.process_time(); import hf_ssl; cost = time.process_time() - start\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'cv2', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert cost < 0.3, cost\n"
+        "assert {'SSLTrainer', 'DINOConfig', 'METHODS'} <= set(dir(hf_ssl))\n"
+        "from hf_ssl.backbones import PRESETS  # imports the Auto classes from the inside\n"
+        "from transformers import AutoConfig\n"
+        "for name in hf_ssl.METHODS: AutoConfig.for_model('ssl_' + name)\n"
+        "from transformers import AutoModelForPreTraining as auto\n"
+        "assert auto._model_mapping[hf_ssl.DINOConfig] is hf_ssl.DINOForPreTraining\n"
+        "assert all(getattr(hf_ssl, name) is not None for name in hf_ssl.__all__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]

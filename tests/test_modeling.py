@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch import nn
+from transformers import ViTConfig
+
+from hf_ssl.methods import METHODS, load, name_of, register
+from hf_ssl.modeling import SSLConfig, SSLModel, SSLOutput
+from tests.contract.tiny import VIT, build
+
+
+def test_a_config_takes_an_instance_a_dict_or_nothing() -> None:
+    fields = {key: value for key, value in VIT.items() if key != "model_type"}
+    for given in (ViTConfig(**fields), dict(VIT)):
+        assert SSLConfig(backbone_config=given).backbone_config.to_dict() == ViTConfig(**fields).to_dict()
+    assert SSLConfig().backbone_config.hidden_size == 768
+
+
+def test_outputs_leave_out_what_is_none() -> None:
+    assert list(SSLOutput(embeddings=torch.zeros(1, 2))) == ["embeddings"]
+
+
+def test_progress_counts_optimiser_steps_and_stops_at_one() -> None:
+    model = build("dino")
+    model.total_steps.fill_(4)
+    seen = []
+    for _ in range(6):
+        seen.append(float(model.progress))
+        model.after_optimizer_step()
+    assert seen == [0, 0.25, 0.5, 0.75, 1, 1]
+
+
+def test_momentum_of_the_step_is_the_one_asked_for() -> None:
+    """The schedule runs over the whole run's optimiser steps; the trainer passes where the step began."""
+    model = build("dino", teacher_momentum=0.5)
+    model.total_steps.fill_(2)
+    with torch.no_grad():
+        model.head.mlp[0].bias.fill_(1.0)
+    model.after_optimizer_step(0.0)
+    assert torch.allclose(model.teacher_head.mlp[0].bias, torch.tensor(0.5))
+    model.after_optimizer_step()  # at progress ½: momentum 0.75
+    assert torch.allclose(model.teacher_head.mlp[0].bias, torch.tensor(0.625))
+
+
+def test_teachers_without_a_momentum_are_an_error() -> None:
+    class Forgetful(SSLModel):
+        def teachers(self):
+            yield nn.Linear(1, 1), nn.Linear(1, 1)
+
+    model = Forgetful(SSLConfig(backbone_config=dict(VIT)))
+    with pytest.raises(ValueError, match="Forgetful names teachers but no teacher_momentum"):
+        model.after_optimizer_step()
+
+
+def test_methods_by_name() -> None:
+    for name in METHODS:
+        assert name_of(load(name).config_class.model_type) == name
+    with pytest.raises(ValueError, match="no method 'simclear'; there are: "):
+        load("simclear")
+    register()  # again: nothing happens
+
+
+def test_the_mode_reaches_the_teacher() -> None:
+    model = build("dino", use_bn_in_head=True)
+    norms = [m for m in model.teacher_head.modules() if isinstance(m, nn.BatchNorm1d)]
+    assert norms and all(norm.training for norm in norms) and not model.teacher_backbone.training
+    model.eval()
+    assert not any(norm.training for norm in norms)
