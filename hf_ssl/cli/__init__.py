@@ -102,8 +102,8 @@ def _command(name: str) -> _Command:
     from . import commands
 
     return {
-        "evaluate": _Command("evaluate MODEL --dataset SPEC [--flag value ...]", commands.EVALUATE, commands.evaluate),
-        "embed": _Command("embed MODEL --dataset SPEC --output FILE [--flag value ...]", commands.EMBED, commands.embed),
+        "evaluate": _Command("evaluate MODEL --dataset SPEC [...]", commands.EVALUATE, commands.evaluate),
+        "embed": _Command("embed MODEL --dataset SPEC --output FILE [...]", commands.EMBED, commands.embed),
         "export": _Command("export RUN_OR_CHECKPOINT --output DIR", commands.EXPORT, commands.export),
         "report": _Command("report RUN", commands.REPORT, commands.report),
         "methods": _Command("methods [--json]", commands.METHODS_FLAGS, commands.methods),
@@ -111,7 +111,7 @@ def _command(name: str) -> _Command:
 
 
 def _overview() -> str:
-    lines = ["usage: hf-ssl COMMAND ...", "", "Visual self-supervised learning; the result loads in plain transformers.", ""]
+    lines = ["usage: hf-ssl COMMAND ...", "", "Visual self-supervised learning for plain transformers.", ""]
     for name, text in _COMMANDS.items():
         lines.append(f"  {name:<10}{text}")
     lines += ["", "hf-ssl COMMAND --help says more; hf-ssl train METHOD --help lists a method's own flags."]

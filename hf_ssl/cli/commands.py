@@ -74,7 +74,8 @@ def methods(parsed: Parsed) -> int:
         return 0
     wide = max(len(row["name"]) for row in rows)
     for row in rows:
-        print(f"{row['name']:<{wide}}  {row['teaches']}\n{'':<{wide}}  {row['title']} (arXiv:{row['arxiv']}, {row['family']})")
+        print(f"{row['name']:<{wide}}  {row['teaches']}")
+        print(f"{'':<{wide}}  {row['title']} (arXiv:{row['arxiv']}, {row['family']})")
     return 0
 
 
@@ -92,7 +93,8 @@ def evaluate(parsed: Parsed) -> int:
     from . import tables
 
     columns = {key: values[key] for key in ("image_column", "label_column")}
-    pair = tables.labelled_pair(spec, values["bank_split"], values["query_split"], "query_split" in parsed.values, **columns)
+    explicit = "query_split" in parsed.values
+    pair = tables.labelled_pair(spec, values["bank_split"], values["query_split"], explicit, **columns)
     if pair is None:
         raise CommandError(f"{spec} has no labels to evaluate with; give --label_column or another --dataset.")
     model, processor = open_model(name, values["device"])
@@ -122,7 +124,8 @@ def embed(parsed: Parsed) -> int:
     from ..evaluation import extract_features
     from .embeddings import write
 
-    source = load_source(spec, values["split"], image_column=values["image_column"], label_column=values["label_column"])
+    named = {key: values[key] for key in ("image_column", "label_column")}
+    source = load_source(spec, values["split"], **named)
     columns = _listed(values["columns"])
     known = source.dataset.column_names or []
     for column in columns:
@@ -133,8 +136,8 @@ def embed(parsed: Parsed) -> int:
     options = {key: values[key] for key in ("batch_size", "num_workers", "max_images", "device")}
     found = extract_features(model, source, processor, columns=columns, **options)
     write(output, found, source)
-    width = found.embeddings.shape[1]
-    say(f"{len(found):,} vectors of {width} numbers in {output}" + (f", {len(found.skipped)} left out" if found.skipped else ""))
+    left_out = f"; {len(found.skipped)} pictures could not be read" if found.skipped else ""
+    say(f"{len(found):,} vectors of {found.embeddings.shape[1]} numbers in {output}{left_out}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What every command shares: errors as one sentence, the nearest name, quiet libraries, and secrets that stay secret."""
+"""What every command shares: errors as one sentence, the nearest name, quiet libraries, masked secrets."""
 
 from __future__ import annotations
 

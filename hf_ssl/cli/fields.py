@@ -1,7 +1,7 @@
 """The flags a command takes, read from the dataclasses' source with ``ast``: exact, and nothing heavy is imported.
 
-`train_flags` gives every field of DataArguments, ModelArguments, SSLTrainingArguments (what it inherits from transformers
-included), the method's config, the views and the view groups. Nothing is listed twice, so nothing can go stale.
+`train_flags` gives every field of DataArguments, ModelArguments, SSLTrainingArguments (with what it inherits from
+transformers), the method's config, the views and the view groups. Nothing is listed twice, so nothing can go stale.
 """
 
 from __future__ import annotations
@@ -74,24 +74,26 @@ def _transformers(name: str) -> Source | None:
 
 
 def class_flags(file: Source, name: str, group: str) -> dict[str, Flag]:
-    """The annotated fields of class `name`, those of its bases first, as far as their source is ours or TrainingArguments."""
+    """The annotated fields of class `name`, bases first, as far as their source is ours or TrainingArguments."""
     found = file.find(name)
-    if found is None or not isinstance(found[1], ast.ClassDef):
-        other = _transformers(name)
-        found = other.find(name) if other else None
-    if found is None or not isinstance(found[1], ast.ClassDef):
+    if found is None and (other := _transformers(name)):
+        found = other.find(name)
+    node = found[1] if found else None
+    if found is None or not isinstance(node, ast.ClassDef):
         return {}
-    file, node = found
+    file = found[0]
     flags: dict[str, Flag] = {}
     for base in node.bases:
         if isinstance(base, ast.Name):
             flags |= class_flags(file, base.id, group)
     documented = _documented(ast.get_docstring(node) or "")
     for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not item.target.id.startswith("_"):
+        if isinstance(item, ast.AnnAssign):
             flag = _flag(file, item, group, documented)
             if flag is not None:
-                flags[flag.name] = flag
+                inherited = flags.get(flag.name)  # a new default for an enum of transformers keeps its choices
+                choices = flag.choices or (inherited.choices if inherited else ())
+                flags[flag.name] = replace(flag, choices=choices)
     for field, choices in _checked_choices(node).items():
         if field in flags:
             flags[field] = replace(flags[field], choices=choices)
@@ -99,8 +101,9 @@ def class_flags(file: Source, name: str, group: str) -> dict[str, Flag]:
 
 
 def _flag(file: Source, item: ast.AnnAssign, group: str, documented: dict[str, str]) -> Flag | None:
-    assert isinstance(item.target, ast.Name)
-    name = item.target.id
+    name = getattr(item.target, "id", "_")
+    if name.startswith("_"):
+        return None
     kinds, choices, optional = _annotation(file, item.annotation)
     default, text = UNKNOWN, documented.get(name, "")
     value = item.value
@@ -253,8 +256,11 @@ def method_views(method: str) -> list[dict[str, Any]]:
 
 
 def config_flags(method: str) -> dict[str, Flag]:
+    """The method's config fields; which backbone is ModelArguments' business."""
     file, stem = _method_file(method)
-    return class_flags(file, f"{stem}Config", "method")
+    flags = class_flags(file, f"{stem}Config", "method")
+    flags.pop("backbone_config", None)
+    return flags
 
 
 def view_flags(method: str | None) -> dict[str, Flag]:
@@ -263,7 +269,8 @@ def view_flags(method: str | None) -> dict[str, Flag]:
     views.pop("key", None)  # renames a tensor the method's forward expects
     processor = class_flags(source(_PACKAGE / "processing" / "image_processor.py"), "SSLImageProcessor", "views")
     group_fields = tuple(views.values())
-    flags = {name: replace(flag, keys=group_fields if name == "views" else ()) for name, flag in processor.items()} | views
+    processor["views"] = replace(processor["views"], keys=group_fields)
+    flags = processor | views
     if method is not None:
         for group in method_views(method):
             text = 'View fields for these views only, as JSON: {"count": 4, "size": 32}.'
@@ -276,7 +283,7 @@ def train_flags(method: str | None) -> dict[str, Flag]:
     """Every field that ``hf-ssl train METHOD`` takes as a flag, by name; without METHOD, none of the method's own."""
     arguments = source(_PACKAGE / "training" / "arguments.py")
     training = class_flags(arguments, "SSLTrainingArguments", "training")
-    # SSLTrainingArguments adds one optimiser to those of transformers; bare --resume_from_checkpoint means the last one.
+    # SSLTrainingArguments adds one optimiser; a bare --resume_from_checkpoint means the last checkpoint.
     training["optim"] = replace(training["optim"], choices=("lars", *training["optim"].choices))
     training["resume_from_checkpoint"] = replace(training["resume_from_checkpoint"], kinds=("bool", "str"))
     data = class_flags(arguments, "DataArguments", "data")

@@ -1,4 +1,4 @@
-"""Command lines and recipes into checked values. Every complaint is one sentence that names the nearest valid thing."""
+"""Command lines and recipes into checked values. A complaint is one sentence that names the nearest valid thing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _WHAT = {
 _RANGES: tuple[tuple[str, tuple[float, bool, float, str]], ...] = (
     (r"^max_steps$", (-1, False, math.inf, "-1 or at least 1")),
     (r"_rank$", (-1, False, math.inf, "at least -1")),
-    (r"accumulation_steps$|batch_size$|image_size$|patch_size$|num_channels$|^count$|_layers$|_heads$|_dim$|_buffer$",
+    (r"accumulation_steps$|batch_size$|image_size$|patch_size$|num_channels$|^count$|_layers$|_heads$|_dim$|_buffer$|_images$|"
+     r"^steps$|^threads$",
      (1, False, math.inf, "at least 1")),
     (r"^(logging|save|eval)_steps$|_epochs$|temperature$|^base_learning_rate$", (0, True, math.inf, "above 0")),
     (r"_p$|_ratio$|_momentum$|_fraction$|^adam_beta\d$", (0, False, 1, "from 0 to 1")),
@@ -40,7 +41,9 @@ class Parsed:
     values: dict[str, Any]
 
 
-def parse(argv: Sequence[str], flags: Mapping[str, Flag], command: str, foreign: Mapping[str, str] | None = None) -> Parsed:
+def parse(
+    argv: Sequence[str], flags: Mapping[str, Flag], command: str, foreign: Mapping[str, str] | None = None
+) -> Parsed:
     """Read `argv`. ``--name value``, ``--name=value``, dashes or underscores, ``--no_name`` for booleans.
 
     foreign: flags of other methods -> whose they are, for the complaint. Raises UsageError.
@@ -103,7 +106,7 @@ def _take(flag: Flag, tokens: list[str]) -> Any:
 
 
 def complaint(flag: Flag, value: Any, error: BadValue) -> str:
-    """"must be a whole number, not 'ten'"."""
+    """What is wrong in words, the value (unless it is a secret) included: must be a whole number, not 'ten'."""
     words = str(error)
     if not words.startswith("must"):
         return words
@@ -128,9 +131,9 @@ def describe(flag: Flag) -> str:
 
 def convert(flag: Flag, value: Any) -> Any:
     """`value` (text, or what YAML made of it) as the flag's type. Raises BadValue: "must be a whole number"."""
-    if flag.optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
-        if value is None or "none" not in flag.choices and flag.name != "report_to":
-            return None
+    none = isinstance(value, str) and value.lower() in ("none", "null") and flag.default != "none"
+    if flag.optional and (value is None or none):
+        return None
     if flag.choices:
         return _choice(flag, value)
     for kind in flag.kinds:
@@ -167,7 +170,7 @@ def _check_range(flag: Flag, number: float) -> None:
     else:  # nothing that counts or weighs is negative, unless its own default is
         if isinstance(flag.default, (int, float)) and flag.default >= 0:
             low, words = 0, "0 or more"
-    if flag.name == "max_steps" and number == 0 or not math.isfinite(number):
+    if (flag.name == "max_steps" and number == 0) or not math.isfinite(number):
         raise BadValue(f"must be {words or 'a finite number'}")
     if number < low or number > high or (excluded and number == low):
         raise BadValue(f"must be {words}")
@@ -253,5 +256,6 @@ def _str(value: Any) -> str:
 
 
 _CONVERTERS = {
-    "bool": _bool, "int": _int, "float": _float, "pair": _pair, "list": _list, "dict": _dict, "json": _json, "str": _str,
+    "bool": _bool, "int": _int, "float": _float, "pair": _pair, "list": _list, "dict": _dict, "json": _json,
+    "str": _str,
 }  # fmt: skip

@@ -56,12 +56,14 @@ def train_help(method: str | None, everything: bool) -> str:
     title = f"{own['name']}: {own['title']} (arXiv:{own['arxiv']})\n{own['teaches']}." if method else (
         "Train a backbone without labels; METHOD is one of the names that hf-ssl methods prints."
     )  # fmt: skip
-    lines = [f"usage: hf-ssl train {method or 'METHOD'} [recipe.yaml] --dataset SPEC --output_dir DIR [--flag value ...]"]
-    lines += ["", title, "", "A recipe is a YAML file of the same flags; flags win over the recipe, it wins over the paper's."]
+    name = method or "METHOD"
+    lines = [f"usage: hf-ssl train {name} [recipe.yaml] --dataset SPEC --output_dir DIR [--flag value ...]", "", title]
+    lines += ["", "A recipe is a YAML file of the same flags. Flags win over the recipe, the recipe over the paper."]
     lines += ["", "data", *flag_lines(groups["data"]), "", "model", *flag_lines(groups["model"])]
     if method:
         lines += ["", f"{method}'s own", *flag_lines(groups["method"])]
-        lines += ["", f"views; {method} draws:", *_recipe_of_views(method), *flag_lines(groups["views"], show_defaults=False)]
+        lines += ["", f"views; {method} draws:", *_recipe_of_views(method)]
+        lines += flag_lines(groups["views"], show_defaults=False)
     else:
         lines += ["", "the method's own: hf-ssl train METHOD --help lists its config and its views."]
     training = groups["training"] if everything else [flags[name] for name in FREQUENT]
@@ -69,7 +71,7 @@ def train_help(method: str | None, everything: bool) -> str:
     lines += ["", "this command", *flag_lines(OWN.values())]
     if not everything:
         rest = len(groups["training"]) - len(training)
-        lines += ["", f"hf-ssl train {method or 'METHOD'} --help-all lists the other {rest} training flags as well."]
+        lines += ["", f"hf-ssl train {name} --help-all lists the other {rest} training flags as well."]
     return "\n".join(lines)
 
 

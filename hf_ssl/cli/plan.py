@@ -33,7 +33,7 @@ _RIVALS = (("learning_rate", "base_learning_rate"), ("max_steps", "num_train_epo
 
 @dataclass
 class Plan:
-    """A checked command. `values` holds recipe and flags merged, without the method's defaults; `own` the command's flags."""
+    """A checked command. `values`: recipe and flags merged, without the method's defaults; `own`: of the command."""
 
     method: str
     values: dict[str, Any]

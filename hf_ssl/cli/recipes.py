@@ -23,8 +23,8 @@ def folders() -> list[Path]:
 def default_recipe(method: str, dataset: str) -> Path | None:
     """The packaged recipe of a method and a named dataset, e.g. simclr_emoji.yaml.
 
-    A variant such as ``emoji:placed`` takes a recipe of its own if there is one, else that of ``emoji``: the drawings are
-    the same. Files and folders of the user have none.
+    A variant such as ``emoji:placed`` takes a recipe of its own if there is one, else that of ``emoji``: the drawings
+    are the same. Files and folders of the user have none.
     """
     if os.path.exists(os.path.expanduser(dataset)):
         return None
@@ -36,7 +36,9 @@ def default_recipe(method: str, dataset: str) -> Path | None:
     return None
 
 
-def read_recipe(path: str | Path, flags: Mapping[str, Flag], method: str, foreign: Mapping[str, str]) -> dict[str, Any]:
+def read_recipe(
+    path: str | Path, flags: Mapping[str, Flag], method: str, foreign: Mapping[str, str]
+) -> dict[str, Any]:
     """The values of a recipe, checked. Raises UsageError naming the file and the key."""
     path = Path(path).expanduser()
     if not path.is_file():
@@ -74,7 +76,7 @@ def _load(path: Path) -> dict[Any, Any]:
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 (a SafeLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""

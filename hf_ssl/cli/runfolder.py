@@ -32,7 +32,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def prepare(folder: Path, resume: Any, overwrite: bool) -> None:
     """Make `folder` ready for a run; refuses to mix two runs. Raises CommandError."""
     if resume and overwrite:
-        raise CommandError("Give --resume_from_checkpoint or --overwrite, not both: one goes on, the other starts anew.")
+        raise CommandError("Give --resume_from_checkpoint or --overwrite: one goes on, the other starts anew.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

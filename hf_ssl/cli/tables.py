@@ -23,8 +23,8 @@ Pair = tuple["ImageSource", "ImageSource"]
 def labelled_pair(spec: str, bank_split: str, query_split: str, explicit: bool = False, **options: Any) -> Pair | None:
     """(bank, queries) of a labelled dataset; None without labels.
 
-    Where the query split is missing (and was not asked for by name: `explicit`), a fixed fifth of the bank's rows is held
-    out of the bank for evaluation only.
+    Where the query split is missing (and was not asked for by name: `explicit`), a fixed fifth of the bank's rows is
+    held out of the bank for evaluation only.
     """
     from ..data.sources import SourceError, load_source
 

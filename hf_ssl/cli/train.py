@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import tables
-from .console import CommandError, Stopped, command_line, is_main, quiet, say
+from .console import CommandError, Stopped, command_line, is_main, masked, quiet, say
 from .plan import Plan, plan_training
 from .runfolder import environment, prepare, write_run
 
@@ -66,7 +66,7 @@ def run(plan: Plan) -> list[dict[str, Any]]:
     export_card(model, plan.output_dir, record)
     if record["results"]:
         tables.print_results(record["results"])
-    say(f"model      {plan.output_dir} (plain transformers loads it; the whole method is in {plan.output_dir / 'ssl'})")
+    say(f"model      {plan.output_dir} (for plain transformers; the whole method is in {plan.output_dir / 'ssl'})")
     if not plan.own["no_report"]:
         report(plan.output_dir)
     return record["results"]
@@ -78,13 +78,14 @@ def load_pictures(plan: Plan) -> Pictures:
     from ..training.arguments import DataArguments
 
     data = DataArguments(**plan.group("data"))
-    columns = {"image_column": data.image_column, "label_column": data.label_column}
-    source = load_source(data.dataset, data.split, data.streaming, **columns)
+    options: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
+    options["streaming"] = data.streaming
+    source = load_source(data.dataset, data.split, **options)
     explicit = "eval_split" in plan.values
     specs = (data.eval_dataset,) if data.eval_dataset else tables.protocols(data.dataset)
     wanted = not plan.own["no_evaluation"] or plan.values.get("eval_strategy", "no") != "no"
-    pairs = [tables.labelled_pair(s, data.split, data.eval_split, explicit, **columns) for s in specs] if wanted else []
-    pairs = [pair for pair in pairs if pair is not None]
+    found = (tables.labelled_pair(spec, data.split, data.eval_split, explicit, **options) for spec in specs if wanted)
+    pairs = [pair for pair in found if pair is not None]
     pairs.sort(key=lambda pair: pair[0].name != data.dataset)
     if not pairs and plan.values.get("eval_strategy", "no") != "no":
         raise CommandError(f"eval_strategy needs labelled images, and {data.dataset} has none; give --eval_dataset.")
@@ -122,7 +123,7 @@ def print_header(plan: Plan, trainer: SSLTrainer) -> None:
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     processes = f" on {args.world_size} processes" if args.world_size > 1 else ""
-    start = trainer.method.config.backbone_config.name_or_path or "random weights"
+    start = trainer.method.backbone.config.name_or_path or "random weights"
     say(
         f"{paper.name}: {paper.title} (arXiv:{paper.arxiv})",
         f"backbone   {type(backbone).__name__}, {count:.1f} M parameters, {start}",
@@ -152,7 +153,7 @@ def _train(trainer: SSLTrainer, resume: Any, plan: Plan) -> None:
 
 
 def whole_model(trainer: SSLTrainer) -> SSLModel | None:
-    """The trained method with all of its weights; None on processes that need not have it. Every process must call it."""
+    """The trained method with all its weights; None on processes that need not have it. Every process must call it."""
     method = trainer.method
     if not getattr(trainer, "is_fsdp_enabled", False):
         return method
@@ -168,8 +169,8 @@ def describe(plan: Plan, trainer: SSLTrainer, skipped: dict[str, Any], seconds: 
     """run.json without results."""
     from ..training.build import default_arguments
 
-    start = trainer.method.config.backbone_config.name_or_path
-    return {
+    start = trainer.method.backbone.config.name_or_path
+    record = {
         "method": plan.method,
         "command": command_line(plan.argv),
         "dataset": plan.dataset,
@@ -187,6 +188,7 @@ def describe(plan: Plan, trainer: SSLTrainer, skipped: dict[str, Any], seconds: 
         "steps": trainer.state.global_step,
         "time_seconds": round(seconds, 1),
     }
+    return masked(record)
 
 
 def final_table(plan: Plan, pictures: Pictures) -> list[dict[str, Any]]:
@@ -198,7 +200,7 @@ def final_table(plan: Plan, pictures: Pictures) -> list[dict[str, Any]]:
     try:
         if pictures.pairs:
             return tables.make_table(str(plan.output_dir), None, pictures.pairs, **options)
-        say(f"{pictures.train.name} has no labels: spread and rank of the features instead of accuracies.")
+        say("There are no labelled pictures to test on: spread and rank of the features instead of accuracies.")
         options["max_images"] = min(2000, plan.own["table_images"])
         pair = (pictures.train, pictures.train)
         return tables.make_table(str(plan.output_dir), None, [pair], ("health",), **options)

@@ -89,7 +89,9 @@ class Run:
         name, arguments = dataset or self.card.get("dataset"), self.part("arguments")
         if not isinstance(name, str):
             raise Missing("run.json names no dataset; pass one to see pictures.")
-        columns = {} if dataset else {key: arguments.get(key) for key in ("image_column", "label_column")}
+        columns: dict[str, Any] = (
+            {} if dataset else {key: arguments.get(key) for key in ("image_column", "label_column")}
+        )
         try:
             return load_source(name, split="test", **columns)
         except SourceError:
@@ -152,7 +154,8 @@ def load_album(run: Run, dataset: str | None = None, max_images: int = 1500, pro
             before = F.normalize(extract_features(before_model, source, processor, **options).embeddings, dim=1)
         except ValueError as error:  # a fresh network may overflow
             before_name = f"{before_name} (no features: {error})"
-    thumbnails, names = [], []
+    thumbnails: list[np.ndarray] = []
+    names: list[str] = []
     for _, row, picture in _pictures(source, found.index.tolist()):
         thumbnails.append(thumbnail(picture))
         names.append(name_of(row, source, len(names)))

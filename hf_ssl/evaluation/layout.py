@@ -62,7 +62,7 @@ def _affinities(points: Tensor, perplexity: float) -> Tensor:
 
 
 def fit_box(points: np.ndarray, height: float = 1.0, margin: float = 0.03) -> np.ndarray:
-    """(N, 2) -> into a box of width 1; the farthest 1 % are pulled to its edge, a flat cloud is stretched up to twice."""
+    """(N, 2) -> into a box of width 1; the farthest 1 % go to its edge, a flat cloud is stretched up to twice."""
     low, high = np.quantile(points, 0.005, axis=0), np.quantile(points, 0.995, axis=0)
     extent = np.maximum(high - low, 1e-12)
     scale = (np.array([1.0, height]) - 2 * margin) / extent

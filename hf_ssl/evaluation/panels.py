@@ -113,7 +113,8 @@ def gallery_panel(album: Album, k: int = 8) -> str:
     keys = " ".join(f'<b class="badge {kind}">{_SYMBOL[kind][0]}</b>{_SYMBOL[kind][1]}' for kind in used)
     return (
         f'<p>{escape(summary)}</p><p class="hint">{keys}</p><figure class="gallery">{"".join(blocks)}'
-        "<figcaption>The queries are drawn by a fixed random number, not picked. The figure under a neighbour is its cosine similarity; a network "
+        "<figcaption>The queries are drawn by a fixed random number, not picked. The figure under a neighbour is its "
+        "cosine similarity; a network "
         "whose figures are all near 1 sees little difference between pictures. Look for more ✓ in the trained row."
         "</figcaption></figure>"
     )

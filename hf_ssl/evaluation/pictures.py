@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,4 +187,5 @@ def composite_class(run: Run) -> type:
     hf_ssl.SSLModel  # noqa: B018 -- the first use of a name registers the methods with the Auto classes
     from transformers import MODEL_FOR_PRETRAINING_MAPPING, AutoConfig
 
-    return MODEL_FOR_PRETRAINING_MAPPING[type(AutoConfig.from_pretrained(str(run.folder / "ssl")))]
+    found: Any = MODEL_FOR_PRETRAINING_MAPPING[type(AutoConfig.from_pretrained(str(run.folder / "ssl")))]
+    return found

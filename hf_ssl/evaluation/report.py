@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from hf_ssl.evaluation import charts, panels, pictures
 from hf_ssl.evaluation.album import Album, Missing, Run, load_album
@@ -65,7 +65,8 @@ def write_report(
     """Write `run_dir`/report.html, one file that needs no network, and return its path.
 
     `dataset`: whose test pictures to show (default: the run's own). `max_images`: at most so many of them, a fixed
-    random subset. A part that cannot be made says why in its place. Raises FileNotFoundError where `run_dir` holds no run.
+    random subset. A part that cannot be made says why in its place. Raises FileNotFoundError where `run_dir` holds
+    no run.
     """
     report = Report(Run.open(run_dir), dataset, max_images, progress)
     parts = [
@@ -160,7 +161,7 @@ def _health(report: Report) -> tuple[bool, str]:
 
 
 def verdict(rows: Any) -> tuple[str, list[str]]:
-    """(mood: "good", "mixed", "bad" or "", one sentence per protocol) from run.json's results, whichever way they go."""
+    """(mood: "good", "mixed", "bad" or "", a sentence per protocol) from run.json's results, whichever way they go."""
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     moods, sentences = [], []
     for protocol in dict.fromkeys(row.get("protocol") for row in rows):
@@ -191,11 +192,11 @@ def _clause(words: str, keys: list, better: list, worse: list, gain: dict, train
 
     if not better:
         told = "worse than" if len(worse) == len(keys) else "no better than"
-        return f"{told} {words} on {_count(len(keys), len(keys))} ({example(min(keys, key=gain.get))})"
-    clause = f"better than {words} on {_count(len(better), len(keys))} ({example(max(better, key=gain.get))})"
+        return f"{told} {words} on {_count(len(keys), len(keys))} ({example(min(keys, key=gain.__getitem__))})"
+    clause = f"better than {words} on {_count(len(better), len(keys))} ({example(max(better, key=gain.__getitem__))})"
     equal = len(keys) - len(better) - len(worse)
     if worse:
-        clause += f", but worse on {len(worse)} ({example(min(worse, key=gain.get))})"
+        clause += f", but worse on {len(worse)} ({example(min(worse, key=gain.__getitem__))})"
     return clause + (f", level on {equal}" if equal else "")
 
 
@@ -354,7 +355,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
