@@ -45,7 +45,7 @@ def __dir__() -> list[str]:
 class _RegisterWithAuto(importlib.abc.MetaPathFinder):
     """Registers the methods as soon as the Auto classes are in memory; importing those here would cost seconds.
 
-    It waits until the outermost import of transformers or of ours is complete, so that no module is met half-way through.
+    It waits until the outermost import of transformers or of ours is complete: no module is met half-way through.
     """
 
     target = "transformers.models.auto.configuration_auto"

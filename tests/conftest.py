@@ -28,7 +28,9 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if missing:
         terminalreporter.section("golden cases without a runner")
         for name, wanted in missing:
-            terminalreporter.line(f"{name}: {'FAILED, its method is here' if wanted else 'its method is not here yet'}")
+            terminalreporter.line(
+                f"{name}: {'FAILED, its method is here' if wanted else 'its method is not here yet'}"
+            )
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,9 @@ def test_mlp_head_has_a_norm_of_its_own_after_every_layer() -> None:
     assert head[0].bias is None and head[6].bias is not None
 
 
-@pytest.mark.parametrize(("kind", "weight", "bias"), [("affine", True, True), ("scale", True, False), ("plain", False, False)])
+@pytest.mark.parametrize(
+    ("kind", "weight", "bias"), [("affine", True, True), ("scale", True, False), ("plain", False, False)]
+)
 def test_last_norms(kind: str, weight: bool, bias: bool) -> None:
     head = heads.MLPHead([4, 2], last_norm=kind, last_bias=False)
     assert (head[-1].weight is not None, head[-1].bias is not None) == (weight, bias)

@@ -59,7 +59,9 @@ def test_a_file_fits_the_map(file: Path) -> None:
     assert own[0] in BELOW, f"hf_ssl/{own[0]} is on no floor: DESIGN.md and this table name them all"
     for target in imports(file):
         to = part(target)
-        assert to == own[0] or to in BELOW[own[0]], f"{own[0]} may not import hf_ssl.{'.'.join(target)}: imports go down"
+        assert to == own[0] or to in BELOW[own[0]], (
+            f"{own[0]} may not import hf_ssl.{'.'.join(target)}: imports go down"
+        )
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if len(f.relative_to(PACKAGE).parts) == 3 and "methods" in f.parts])

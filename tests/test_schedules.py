@@ -31,4 +31,6 @@ def test_tensors_give_what_floats_give(progress: float) -> None:
     assert float(schedules.cosine(point, 3.0, 1.0)) == pytest.approx(schedules.cosine(progress, 3.0, 1.0))
     for until in (0.0, 0.5):
         got = schedules.linear(point, 3.0, 1.0, until)
-        assert isinstance(got, torch.Tensor) and float(got) == pytest.approx(schedules.linear(progress, 3.0, 1.0, until))
+        assert isinstance(got, torch.Tensor) and float(got) == pytest.approx(
+            schedules.linear(progress, 3.0, 1.0, until)
+        )

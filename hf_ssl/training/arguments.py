@@ -84,6 +84,8 @@ class SSLTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr": self.min_learning_rate}
         self._resolve_precision()
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # Trainer wants it said before it trains in bf16 on a CPU
         super().__post_init__()
 
     def _resolve_precision(self) -> None:

@@ -3,7 +3,8 @@
     python recipes/data/build_emoji.py [--output FILE] [--packages DIR]
 
 Sources (npm, versions pinned): emoji-datasource-google, emoji-datasource-twitter (drawings), emojibase-data (names).
-Everything but the WebP encoder is deterministic; the encoder is lossless, so the pixels are the same on every version of it.
+The output is deterministic with one Pillow; another version's WebP encoder may write other bytes for the same pixels.
+Takes about five minutes, nearly all in that encoder.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Flags: read from the source without importing it, checked before torch is, complained about in one sentence."""
 
+# ruff: noqa: E501 (a complaint is read as one line)
 import dataclasses
 import json
 import os
@@ -131,7 +132,7 @@ def test_choices_are_the_real_enums():
         (["methods", "--jsno"], "methods: there is no flag --jsno; the nearest is --json."),
     ],
 )  # fmt: skip
-def test_a_complaint_is_one_sentence_that_names_the_nearest(capsys, argv, sentence):  # noqa: E501
+def test_a_complaint_is_one_sentence_that_names_the_nearest(capsys, argv, sentence):
     assert complaint(capsys, *argv) == (2, sentence)
 
 

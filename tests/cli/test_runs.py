@@ -89,7 +89,7 @@ def test_sigterm_saves_and_says_how_to_go_on(stopped):
 def test_a_run_folder_has_everything(finished, pictures):
     from transformers import AutoConfig
 
-    folder, out = finished
+    folder = finished[0]
     assert AutoConfig.from_pretrained(folder).model_type == "resnet"
     assert json.loads((folder / "ssl" / "config.json").read_text())["model_type"] == "ssl_simclr"
     for name in ("model.safetensors", "preprocessor_config.json", "README.md", "trainer_state.json", "report.html"):
@@ -155,7 +155,7 @@ def test_overwrite_removes_a_run_and_nothing_else(tmp_path):
 
 @pytest.fixture(scope="module")
 def used(finished, pictures, tmp_path_factory) -> tuple[Path, str]:
-    """evaluate of the run, export and embed of its checkpoint, one after the other in one process: (folder, stdout)."""
+    """evaluate of the run, export and embed of its checkpoint, all in one process: (folder, stdout)."""
     root = tmp_path_factory.mktemp("used")
     folder, checkpoint = finished[0], finished[0] / f"checkpoint-{STEPS}"
     commands = [

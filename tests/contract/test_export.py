@@ -40,7 +40,8 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     with torch.no_grad():
         output = model(pixels)
         pooled = output.pooler_output if model.config.model_type == "resnet" else output.last_hidden_state[:, 0]
-        classifier, report = AutoModelForImageClassification.from_pretrained(folder, num_labels=5, output_loading_info=True)
+        auto = AutoModelForImageClassification
+        classifier, report = auto.from_pretrained(folder, num_labels=5, output_loading_info=True)
         assert all("classifier" in key for key in report["missing_keys"]), report
         base = getattr(classifier, classifier.base_model_prefix)(pixels)
         logits = classifier(pixels).logits
@@ -70,7 +71,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_file({"images": images}, root / folder / "pictures.safetensors")
         state = {key: value.clone() for key, value in model.state_dict().items()}
         save_file(state, root / folder / "trained.safetensors")  # to compare with what the export gives back
-    done = subprocess.run([sys.executable, "-c", _PLAIN, str(root)], capture_output=True, text=True, timeout=300, cwd=root)
+    done = subprocess.run(
+        [sys.executable, "-c", _PLAIN, str(root)], capture_output=True, text=True, timeout=300, cwd=root
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return root
 
@@ -109,7 +112,10 @@ def test_the_root_is_native_and_the_better_half(exports: Path) -> None:
         assert "hf_ssl" not in json.dumps(config)
         text = (exports / folder / "preprocessor_config.json").read_text()
         assert "SSL" not in text and "DINO" not in text
-    root, whole = load_file(exports / "dino" / "model.safetensors"), load_file(exports / "dino" / "trained.safetensors")
+    root, whole = (
+        load_file(exports / "dino" / "model.safetensors"),
+        load_file(exports / "dino" / "trained.safetensors"),
+    )
     key = "embeddings.cls_token"
     assert torch.equal(root[key], whole[f"teacher_backbone.{key}"])
     assert not torch.equal(root[key], whole[f"backbone.{key}"])

@@ -119,7 +119,12 @@ def test_teacher_is_a_frozen_copy_from_the_start_and_after_loading(name: str, tm
     model = build(name, seed=3)
     model.save_pretrained(tmp_path)
     fresh = load(name)(model.config)  # never told its mode
-    for candidate in (fresh, model, load(name).from_pretrained(tmp_path), load(name).from_pretrained(tmp_path).train()):
+    for candidate in (
+        fresh,
+        model,
+        load(name).from_pretrained(tmp_path),
+        load(name).from_pretrained(tmp_path).train(),
+    ):
         frozen = {id(parameter) for parameter in candidate.frozen_parameters()}
         for key, parameter in students(candidate).items():
             assert parameter.requires_grad == (id(parameter) not in frozen), key
@@ -186,7 +191,9 @@ def test_config_round_trip(name: str, tmp_path) -> None:
 @every_method
 def test_config_rejects_wrong_types_and_names_the_field(name: str) -> None:
     config = load(name).config_class
-    field = next(f.name for f in dataclasses.fields(config) if f.name in config.__annotations__ and f.type in (int, float))
+    field = next(
+        f.name for f in dataclasses.fields(config) if f.name in config.__annotations__ and f.type in (int, float)
+    )
     with pytest.raises(StrictDataclassError, match=field):
         config(**{field: "many"})
 

@@ -1,8 +1,8 @@
 """Golden cases: numbers recorded from official code, and the runners that make our code produce the same ones.
 
 A case is a folder <method>/<case> with case.json (config, tolerance) and tensors.safetensors (input.*, weight.*,
-expected.*). A runner serves one kind, <method>/<case name up to its last underscore>; it takes all it needs from the case's
-config, so a new case of a known kind needs no code.
+expected.*). A runner serves one kind, <method>/<case name up to its last underscore>; it takes all it needs from the
+case's config, so a new case of a known kind needs no code.
 """
 
 import json

@@ -26,7 +26,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_case_matches_the_official_numbers(golden: Path) -> None:
     case = Case.load(golden)
     run = runner_of(case.name)
-    assert run is not None, f"no golden runner for {case.name}: add one to tests/golden/runners (there are {list(RUNNERS)})"
+    assert run is not None, (
+        f"no golden runner for {case.name}: add one to tests/golden/runners (there are {list(RUNNERS)})"
+    )
     words = differences(case, run(case))
     assert not words, "\n".join([case.name, *words])
 

@@ -1,6 +1,7 @@
 """A small real run must not collapse: embeddings of unseen pictures keep spread and rank, targets keep their entropy.
 
-MAE has nothing to collapse: tests/methods/test_mae.py learns an image by heart. Bounds come from runs over seeds 0, 1, 2; the same measures are shown to catch the two ways DINO collapses.
+MAE has nothing to collapse: tests/methods/test_mae.py learns an image by heart. Bounds come from runs over seeds
+0, 1, 2; the same measures are shown to catch the two ways DINO collapses.
 """
 
 import math
@@ -40,7 +41,9 @@ def train(name: str, seed: int, backbone: dict, **fields) -> tuple[SSLModel, lis
         output.loss.backward()
         optimizer.step()
         model.after_optimizer_step()
-        logged.append({key: float(value.detach()) for key, value in {"loss": output.loss, **(output.metrics or {})}.items()})
+        logged.append(
+            {key: float(value.detach()) for key, value in {"loss": output.loss, **(output.metrics or {})}.items()}
+        )
     return model, logged
 
 

@@ -1,4 +1,4 @@
-"""One process ≡ two gloo processes ≡ two accumulation micro-steps: losses, gradients, teachers, centres, statistics."""
+"""One process ≡ two gloo processes ≡ two accumulation micro-steps: losses, gradients, teachers, centres, norms."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""SSLTrainer itself: one batch of eight ≡ two accumulated batches of four, teacher, centre and step counter included."""
+"""SSLTrainer itself: one batch of eight ≡ two accumulated batches of four, teacher, centre and step included."""
 
 import io
 from pathlib import Path
@@ -49,7 +49,12 @@ def test_state_after_the_run_is_the_same(runs) -> None:
     for key, value in whole.items():
         torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
     moved = {key for key, value in whole.items() if not torch.equal(value, start[key])}
-    assert {"center", "head.mlp.0.weight", "teacher_head.mlp.0.weight", "teacher_backbone.layers.0.mlp.fc1.weight"} <= moved
+    assert {
+        "center",
+        "head.mlp.0.weight",
+        "teacher_head.mlp.0.weight",
+        "teacher_backbone.layers.0.mlp.fc1.weight",
+    } <= moved
 
 
 def test_logged_loss_and_metrics_are_means_over_micro_batches(runs) -> None:

@@ -124,7 +124,9 @@ def test_the_teacher_is_exported() -> None:
 def test_entropies_name_both_kinds_of_collapse() -> None:
     one_hot = torch.eye(4)
     metrics = _target_metrics(one_hot)
-    assert float(metrics["teacher_entropy"]) == 0 and float(metrics["prototype_entropy"]) == pytest.approx(1.3863, abs=1e-4)
+    assert float(metrics["teacher_entropy"]) == 0 and float(metrics["prototype_entropy"]) == pytest.approx(
+        1.3863, abs=1e-4
+    )
     metrics = _target_metrics(one_hot[:1].expand(4, -1))
     assert float(metrics["prototype_entropy"]) == 0  # everything on one prototype
     metrics = _target_metrics(torch.full((3, 4), 0.25))

@@ -88,7 +88,9 @@ def test_reconstruction_keeps_what_was_seen(norm_pix: bool) -> None:
     assert not parts[1][mask].any()
     if norm_pix:  # the true patches' mean and contrast, the predicted pattern
         prediction = model.predict(images, noise)[0][mask]
-        pattern = (parts[2][mask] - parts[0][mask].mean(-1, keepdim=True)) / (parts[0][mask].var(-1, keepdim=True) + 1e-6).sqrt()
+        pattern = (parts[2][mask] - parts[0][mask].mean(-1, keepdim=True)) / (
+            parts[0][mask].var(-1, keepdim=True) + 1e-6
+        ).sqrt()
         torch.testing.assert_close(pattern, prediction, rtol=1e-4, atol=1e-4)
 
 

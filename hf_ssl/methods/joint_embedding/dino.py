@@ -141,7 +141,7 @@ class DINOForPreTraining(SSLModel):
         return SSLOutput(loss, embeddings, _target_metrics(targets))
 
     def distil(self, student: Tensor, teacher: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """Student logits (V·B, K) against raw teacher logits (2·B, K), both crop-major: the loss and the targets (2·B, K)."""
+        """Student (V·B, K) against raw teacher logits (2·B, K), crop-major: the loss and the targets (2·B, K)."""
         targets = F.softmax((teacher - self.center) / self.teacher_temperature(), dim=-1)
         if self.training:
             self._observe(teacher)

@@ -90,9 +90,9 @@ class SimCLRForPreTraining(SSLModel):
 def nt_xent(first: Tensor, second: Tensor, temperature: float, normalise: bool = True) -> tuple[Tensor, Tensor]:
     """NT-Xent (eq. 1) of the local anchors against the global batch.
 
-    first, second: (B, D) projections of the two views, normalised here unless told not to. Returns the mean over the 2·B
-    local anchors (the official code returns the sum of the two per-view means: twice this value) and the share of anchors
-    whose positive ranks first. The gather carries gradients, so the mean over ranks is the single-process loss.
+    first, second: (B, D) projections of the two views, normalised here unless told not to. Returns the mean over the
+    2·B local anchors (the official code returns the sum of the two per-view means: twice this value) and the share of
+    anchors whose positive ranks first. The gather carries gradients: the mean over ranks is the single-process loss.
     """
     logits, positive = contrastive_logits(first, second, temperature, normalise)
     accuracy = (logits.detach().argmax(1) == positive).float().mean()

@@ -41,5 +41,3 @@ def barlow(case: Case) -> dict[str, Tensor]:
 @runner("lars/mocov3")
 def mocov3(case: Case) -> dict[str, Tensor]:
     return run(case, case.config["lars"].get("trust_coefficient", 0.001), False, False)
-
-
