@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+
+Backbone = Any  # a native PreTrainedModel; nn.Module types every attribute as Tensor | Module
 
 # A backbone for a few thousand small pictures (32–64 px), for one GPU day at 224 px, and the usual sizes in between.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -40,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:
     """The native model of ``config`` with random weights, without the learned pooler that no method trains."""
-    model_class = MODEL_MAPPING[type(config)] if type(config) in MODEL_MAPPING else None
+    model_class = MODEL_MAPPING.get(type(config), None)
     if isinstance(model_class, tuple):
         model_class = model_class[0]
     kwargs = {}
@@ -50,18 +52,20 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModel.from_config(config, **kwargs)
 
 
-def feature_dim(backbone: nn.Module) -> int:
+def feature_dim(backbone: Backbone) -> int:
     """Width D of ``features``."""
     if hasattr(backbone, "timm_model"):
         return backbone.timm_model.num_features
     config = backbone.config
     width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
     if width is None:
-        raise ValueError(f"cannot tell the feature width of a {type(backbone).__name__}: its config has no hidden_size")
+        raise ValueError(
+            f"cannot tell the feature width of a {type(backbone).__name__}: its config has no hidden_size"
+        )
     return width
 
 
-def _tokens(backbone: nn.Module, pixel_values: Tensor, **kwargs: Any) -> Any:
+def _tokens(backbone: Backbone, pixel_values: Tensor, **kwargs: Any) -> Any:
     """The native forward pass, positions interpolated to the input's size where the model can."""
     if "interpolate_pos_encoding" in inspect.signature(type(backbone).forward).parameters:
         # At the native size there is nothing to resize, and transformers' resizing takes every table for a square one.
@@ -69,13 +73,13 @@ def _tokens(backbone: nn.Module, pixel_values: Tensor, **kwargs: Any) -> Any:
     return backbone(pixel_values, **kwargs)
 
 
-def has_cls(backbone: nn.Module) -> bool:
+def has_cls(backbone: Backbone) -> bool:
     return not hasattr(backbone, "timm_model") and any(
         name.endswith("cls_token") or name.endswith("class_embedding") for name, _ in backbone.named_parameters()
     )
 
 
-def pool(backbone: nn.Module, outputs: Any) -> Tensor:
+def pool(backbone: Backbone, outputs: Any) -> Tensor:
     """Native outputs -> (B, D): the class token after the final norm, else the model's own average, else the mean."""
     hidden = outputs.last_hidden_state
     if has_cls(backbone):
@@ -86,12 +90,12 @@ def pool(backbone: nn.Module, outputs: Any) -> Tensor:
     return hidden.mean((2, 3)) if hidden.ndim == 4 else hidden.mean(1)
 
 
-def features(backbone: nn.Module, pixel_values: Tensor) -> Tensor:
+def features(backbone: Backbone, pixel_values: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, D): what kNN, probes and retrieval use, and what a plain ``AutoModel`` user reads off."""
     return pool(backbone, _tokens(backbone, pixel_values))
 
 
-def num_prefix_tokens(backbone: nn.Module) -> int:
+def num_prefix_tokens(backbone: Backbone) -> int:
     """Tokens before the first patch: the class token, DeiT's distillation token and registers."""
     if hasattr(backbone, "timm_model"):
         return getattr(backbone.timm_model, "num_prefix_tokens", 0)
@@ -99,11 +103,13 @@ def num_prefix_tokens(backbone: nn.Module) -> int:
     return int(has_cls(backbone)) + distilled + (getattr(backbone.config, "num_register_tokens", 0) or 0)
 
 
-def patch_tokens(backbone: nn.Module, pixel_values: Tensor) -> Tensor:
+def patch_tokens(backbone: Backbone, pixel_values: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, N, D): patch tokens (or the last feature map's pixels) row by row, no class token."""
     hidden = _tokens(backbone, pixel_values).last_hidden_state
     if hidden.ndim == 4:
-        channels_last = hasattr(backbone, "timm_model") and getattr(backbone.timm_model, "output_fmt", "NCHW") == "NHWC"
+        channels_last = (
+            hasattr(backbone, "timm_model") and getattr(backbone.timm_model, "output_fmt", "NCHW") == "NHWC"
+        )
         return hidden.flatten(1, 2) if channels_last else hidden.flatten(2).transpose(1, 2)
     return hidden[:, num_prefix_tokens(backbone) :]
 
@@ -123,7 +129,7 @@ def image_size(config: PreTrainedConfig) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def last_attention(backbone: nn.Module, pixel_values: Tensor) -> Tensor:
+def last_attention(backbone: Backbone, pixel_values: Tensor) -> Tensor:
     """Class-token → patch attention of the last block: (B, heads, N), each row summing to at most 1.
 
     Raises ValueError for models without a class token or without attention (convolutional networks, Swin, timm).
@@ -142,7 +148,7 @@ def last_attention(backbone: nn.Module, pixel_values: Tensor) -> Tensor:
 # --- visible tokens only ------------------------------------------------------------------------------------------
 
 
-def _keep_visible(module: nn.Module, args: tuple, output: Any) -> Any:
+def _keep_visible(module: Any, args: tuple, output: Any) -> Any:
     keep = module.visible_patches
     if keep is None:
         return output
@@ -154,9 +160,9 @@ def _keep_visible(module: nn.Module, args: tuple, output: Any) -> Any:
     return tokens if rest is None else (tokens, *rest)
 
 
-def make_maskable(backbone: nn.Module) -> None:
-    """Prepare ``backbone`` for ``visible_tokens``: a permanent hook on its embeddings (a no-op until asked; compiles)."""
-    embeddings = getattr(backbone, "embeddings", None)
+def make_maskable(backbone: Backbone) -> None:
+    """Prepare ``backbone`` for ``visible_tokens``: a permanent hook on its embeddings, a no-op until asked."""
+    embeddings: Any = getattr(backbone, "embeddings", None)
     if not has_cls(backbone) or getattr(embeddings, "position_embeddings", None) is None:
         raise ValueError(
             f"{type(backbone).__name__} cannot encode visible patches alone: it needs token embeddings with absolute "
@@ -167,7 +173,7 @@ def make_maskable(backbone: nn.Module) -> None:
     embeddings.register_forward_hook(_keep_visible)
 
 
-def visible_tokens(backbone: nn.Module, pixel_values: Tensor, ids_keep: Tensor) -> Tensor:
+def visible_tokens(backbone: Backbone, pixel_values: Tensor, ids_keep: Tensor) -> Tensor:
     """Encode only the patches ``ids_keep`` (B, K): -> (B, prefix + K, D), in the order of ``ids_keep``."""
     backbone.embeddings.visible_patches = ids_keep
     try:
@@ -221,13 +227,13 @@ def from_preset(name: str, **overrides: Any) -> Mapping[str, Any]:
     return {**PRESETS[name], **overrides}
 
 
-def set_position_offset(backbone: nn.Module, offset: float) -> None:
+def set_position_offset(backbone: Backbone, offset: float) -> None:
     """Make a ViT resize its positions as DINO's released code does (see ``interpolate_positions``)."""
     backbone.embeddings.position_offset = offset
     # A bound method, not a closure: a deep copy of the backbone must resize its own table, not this one's.
     backbone.embeddings.interpolate_pos_encoding = MethodType(_interpolate_with_offset, backbone.embeddings)
 
 
-def _interpolate_with_offset(embeddings: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+def _interpolate_with_offset(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
     rows, columns = (side // size for side, size in zip((height, width), embeddings.patch_embeddings.patch_size))
     return interpolate_positions(embeddings.position_embeddings, (rows, columns), 1, embeddings.position_offset)

@@ -86,17 +86,18 @@ class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        running_mean, running_var, seen = self.running_mean, self.running_var, self.num_batches_tracked
+        assert running_mean is not None and running_var is not None and seen is not None
+        seen.add_(1)
         momentum = self.momentum
         if momentum is None:  # a cumulative average; the one case that reads the counter back
-            momentum = 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_((var * count / max(count - 1, 1)).to(self.running_var.dtype), momentum)
+            momentum = 1.0 / float(seen)
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * count / max(count - 1, 1)).to(running_var.dtype), momentum)
 
 
 def synchronise_batchnorm(model: nn.Module) -> nn.Module:
-    """Let every plain BatchNorm of ``model`` use global-batch statistics, in place; weights and names stay the same."""
+    """Let every plain BatchNorm of ``model`` use global-batch statistics, in place; weights and names stay."""
     for module in model.modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             module.__class__ = CrossRankBatchNorm

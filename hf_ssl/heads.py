@@ -1,6 +1,8 @@
 """Heads on top of a backbone: MLP projector, DINO head, small transformer decoder."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from transformers.models.vit.modeling_vit import ViTLayer
 class MLPHead(nn.Sequential):
     """Linear → BatchNorm → ReLU, repeated; the last layer has no ReLU. (B, dims[0]) -> (B, dims[-1]).
 
-    hidden_bias / last_bias: whether the linears carry a bias of their own (a following BatchNorm's shift serves as well).
+    hidden_bias / last_bias: whether the linears carry a bias (a following BatchNorm's shift serves as well).
     last_norm: None, "affine", "scale" (no shift: SimCLR) or "plain" (neither: SimSiam, MoCo v3).
     """
 
@@ -26,7 +28,7 @@ class MLPHead(nn.Sequential):
         last_bias: bool = True,
     ):
         layers: list[nn.Module] = []
-        for inner, outer in zip(dims[:-2], dims[1:-1]):
+        for inner, outer in pairwise(dims[:-1]):
             layers.append(nn.Linear(inner, outer, bias=hidden_bias))
             layers += [nn.BatchNorm1d(outer)] if hidden_norm else []
             layers.append(nn.ReLU(inplace=True))
@@ -40,7 +42,7 @@ class MLPHead(nn.Sequential):
 
 
 class WeightNormLinear(nn.Module):
-    """Bias-free linear layer with weight g · v/‖v‖ per row (K prototypes); ``weight_g`` (K, 1), ``weight_v`` (K, D)."""
+    """Bias-free linear layer with weight g · v/‖v‖ per row; ``weight_g`` (K, 1), ``weight_v`` (K, D)."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
@@ -70,7 +72,7 @@ class DINOHead(nn.Module):
         super().__init__()
         widths = [in_dim, *[hidden_dim] * (max(nlayers, 1) - 1), bottleneck_dim]
         layers: list[nn.Module] = []
-        for index, (inner, outer) in enumerate(zip(widths[:-1], widths[1:])):
+        for index, (inner, outer) in enumerate(pairwise(widths)):
             layers.append(nn.Linear(inner, outer))
             if index < len(widths) - 2:
                 layers += [nn.BatchNorm1d(outer)] if use_bn else []
@@ -104,7 +106,7 @@ class TransformerDecoder(nn.Module):
         return self.predict(self.norm(tokens))
 
 
-def init_head(module: nn.Module, std: float = 0.02, xavier: bool = False) -> None:
+def init_head(module: Any, std: float = 0.02, xavier: bool = False) -> None:
     """Initialise one module of a head: truncated normal (or Xavier-uniform) linears, zero biases, unit norms.
 
     Uses transformers' guarded initialisers: values that came from a checkpoint stay.
@@ -121,10 +123,8 @@ def init_head(module: nn.Module, std: float = 0.02, xavier: bool = False) -> Non
             init.ones_(module.weight)
         if module.bias is not None:
             init.zeros_(module.bias)
-        if getattr(module, "running_mean", None) is not None:
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+        for name, statistic in module.named_buffers(recurse=False):
+            (init.ones_ if name == "running_var" else init.zeros_)(statistic)
     elif isinstance(module, WeightNormLinear):
         init.ones_(module.weight_g)
         init.trunc_normal_(module.weight_v, std=std, a=-2.0, b=2.0)

@@ -7,8 +7,8 @@ from torch import Tensor
 def random_masking(noise: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
     """Per-sample uniform masking (MAE, section 3): the ``keep`` patches of lowest noise stay visible.
 
-    noise: (B, N) uniform. Returns ids_keep (B, keep) in shuffled order, ids_restore (B, N) (position of each patch in the
-    shuffled order) and mask (B, N), 1 = removed. The class token is no patch and is never counted.
+    noise: (B, N) uniform. Returns ids_keep (B, keep) in shuffled order, ids_restore (B, N), each patch's
+    position in that order, and mask (B, N), 1 = removed. The class token is no patch and is never counted.
     """
     patches = noise.shape[1]
     if not 0 < keep < patches:
@@ -36,7 +36,7 @@ def unpatchify(patches: Tensor, patch: int, height: int, width: int) -> Tensor:
 
 
 def normalise_patches(patches: Tensor) -> Tensor:
-    """Each patch to mean 0, variance 1 over all its values (MAE's norm_pix: unbiased variance, 1e-6 inside the root)."""
+    """Each patch to mean 0, variance 1 over all its values (MAE's norm_pix: unbiased, 1e-6 inside the root)."""
     mean = patches.mean(-1, keepdim=True)
     var = patches.var(-1, keepdim=True)
     return (patches - mean) / torch.sqrt(var + 1e-6)

@@ -75,11 +75,13 @@ class SSLModel(PreTrainedModel):
     processor_class: ClassVar[type[SSLImageProcessor]]
     lr_scaling: ClassVar[tuple[str, int]] = ("linear", 256)  # lr = base · batch/256; "sqrt" and "none" exist
     default_arguments: ClassVar[dict[str, Any]] = {}
+    backbone: Any  # a native PreTrainedModel
     step: Tensor
     total_steps: Tensor
 
     def __init__(self, config: SSLConfig):
         super().__init__(config)
+        assert isinstance(config.backbone_config, PreTrainedConfig)  # the config class made it one
         self.backbone = backbones.build(config.backbone_config)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("total_steps", torch.ones((), dtype=torch.int64))
@@ -141,7 +143,7 @@ class SSLModel(PreTrainedModel):
         return backbones.patch_tokens(self.export_backbone, pixel_values)
 
     def train(self, mode: bool = True) -> "SSLModel":
-        """As ``nn.Module.train``; also re-freezes what must not train (``from_pretrained`` makes everything trainable)."""
+        """As ``nn.Module.train``; also re-freezes what must not train (``from_pretrained`` unfreezes everything)."""
         super().train(mode)
         for _, teacher in self.teachers():
             momentum.teacher_mode(teacher, mode)

@@ -1,13 +1,16 @@
 """The teacher as an exponential moving average (EMA) of the student: copy, freeze, one update per optimiser step."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def make_teacher(student: nn.Module) -> nn.Module:
+
+def make_teacher(student: Module) -> Module:
     """A frozen deep copy of ``student`` (never an alias: the two share no storage)."""
     return copy.deepcopy(student).requires_grad_(False)
 
@@ -27,8 +30,11 @@ def ema_update(student: nn.Module, teacher: nn.Module, momentum: float | Tensor)
     BatchNorm buffers are left out on purpose: the teacher runs its BatchNorm in training mode and owns its statistics
     (as in the published code of BYOL, MoCo v3 and DINO). ``momentum`` is a number on the host: no device sync.
     """
-    targets, sources = list(teacher.parameters()), list(student.parameters())
-    torch._foreach_lerp_(targets, [s.to(t.dtype) for t, s in zip(targets, sources, strict=True)], 1.0 - float(momentum))
+    targets: list[Tensor] = list(teacher.parameters())
+    sources = list(student.parameters())
+    torch._foreach_lerp_(
+        targets, [s.to(t.dtype) for t, s in zip(targets, sources, strict=True)], 1.0 - float(momentum)
+    )
 
 
 def teacher_mode(teacher: nn.Module, training: bool) -> None:

@@ -1,4 +1,4 @@
-"""Schedules as pure functions of progress in [0, 1]; they take and return floats or 0-d tensors alike (no device sync)."""
+"""Schedules as pure functions of progress in [0, 1]; floats or 0-d tensors alike (no device sync)."""
 
 import math
 from typing import TypeVar

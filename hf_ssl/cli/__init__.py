@@ -31,6 +31,8 @@ class _Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 1 (could not be done), 2 (wrong usage), 130 or 143 (stopped)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Waiting OpenMP threads spin by default: a training step beside another busy process took ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = os.environ.get("HF_SSL_DEBUG") == "1" or any(a.replace("-", "_") == "__debug_traceback" for a in argv)
     try:
         return _dispatch(argv)

@@ -27,7 +27,7 @@ def demo(parsed: Parsed) -> int:
     plan = make_plan(parsed)
     folder = plan.output_dir
     if is_main() and (held := held_run(folder)):
-        if not str(read_run(folder).get("command", "")).startswith("hf-ssl demo"):
+        if not str(read_run(folder).get("command")).startswith("hf-ssl demo"):
             raise CommandError(f"demo: {folder} holds something else ({held}); choose another --output_dir.")
         say(f"Replacing the earlier demo in {folder}.")
         clear(folder)

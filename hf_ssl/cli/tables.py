@@ -68,6 +68,7 @@ def make_table(
 
     rows: list[dict[str, Any]] = []
     for bank, queries in pairs:
+        say(f"Measuring raw pixels, the untrained and the trained backbone on {queries.name}, {queries.split} ...")
         rows += evaluate_backbone(model, processor, bank, queries, measures=measures, **options)
     return rows
 

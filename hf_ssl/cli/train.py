@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import tables
 from .console import CommandError, Stopped, command_line, is_main, masked, quiet, say
+from .launch import start_missing_processes
 from .plan import Plan, plan_training
-from .runfolder import environment, prepare, write_run
+from .runfolder import environment, prepare, read_run, write_run
 
 if TYPE_CHECKING:
     from ..data.sources import ImageSource
@@ -24,6 +25,7 @@ SIGTERM_CODE = 143
 def train(argv: Sequence[str]) -> int:
     """The command. Everything that can be wrong with `argv` is said before torch is imported."""
     plan = plan_training(argv)
+    start_missing_processes(plan.argv)
     run(plan)
     return 0
 
@@ -49,19 +51,26 @@ def run(plan: Plan) -> list[dict[str, Any]]:
     pictures = load_pictures(plan)
     trainer = build_trainer(plan, pictures)
     print_header(plan, trainer)
+    record = describe(plan, trainer)
+    before = float(read_run(plan.output_dir).get("time_seconds") or 0) if resume else 0.0
     started = time.time()
-    _train(trainer, resume, plan)
-    seconds = time.time() - started
-    skipped = trainer.skipped_images()
+    if is_main():
+        write_run(plan.output_dir, record)  # a run that is cut short says at least what it was
+    try:
+        _train(trainer, resume, plan)
+    finally:
+        record |= {"steps": trainer.state.global_step, "time_seconds": round(before + time.time() - started, 1)}
+        if is_main():
+            write_run(plan.output_dir, record)
+    record["skipped_images"] = trainer.skipped_images()
     model = whole_model(trainer)
     trainer.save_state()
     if not is_main() or model is None:
         return []
-    record = describe(plan, trainer, skipped, seconds)
     from ..hub import export
 
     export(model, trainer.processing_class, plan.output_dir, record)
-    record["results"] = final_table(plan, pictures)
+    record |= {"results": final_table(plan, pictures), "finished": True}
     write_run(plan.output_dir, record)
     export_card(model, plan.output_dir, record)
     if record["results"]:
@@ -165,8 +174,8 @@ def whole_model(trainer: SSLTrainer) -> SSLModel | None:
     return whole
 
 
-def describe(plan: Plan, trainer: SSLTrainer, skipped: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """run.json without results."""
+def describe(plan: Plan, trainer: SSLTrainer) -> dict[str, Any]:
+    """run.json as it stands before the first step."""
     from ..training.build import default_arguments
 
     start = trainer.method.backbone.config.name_or_path
@@ -182,11 +191,12 @@ def describe(plan: Plan, trainer: SSLTrainer, skipped: dict[str, Any], seconds: 
             "recipe": str(plan.recipe) if plan.recipe else None,
             "learning_rate": trainer.args.learning_rate,
         },
-        "skipped_images": skipped,
+        "skipped_images": {"count": 0, "names": []},
         "results": [],
         "init": {"from_pretrained": start or None, "seed": trainer.args.seed},
-        "steps": trainer.state.global_step,
-        "time_seconds": round(seconds, 1),
+        "steps": 0,
+        "time_seconds": 0.0,
+        "finished": False,
     }
     return masked(record)
 
@@ -196,7 +206,7 @@ def final_table(plan: Plan, pictures: Pictures) -> list[dict[str, Any]]:
     if plan.own["no_evaluation"]:
         return []
     options = {"max_images": plan.own["table_images"], "progress": False}
-    say("", "Measuring raw pixels, the untrained and the trained backbone ...")
+    say("")
     try:
         if pictures.pairs:
             return tables.make_table(str(plan.output_dir), None, pictures.pairs, **options)

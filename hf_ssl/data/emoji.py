@@ -1,4 +1,4 @@
-"""The built-in emoji set: 1,892 code points in two drawing styles, 64 px RGBA, and the drawing's placement on a background."""
+"""The built-in emoji: 1,892 code points in two drawing styles, 64 px RGBA, and their placement on a background."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ SPLITS = ("train", "test", "all")
 def load_emoji(split: str = "train") -> Dataset:
     """Rows of the built-in set, two (styles "google", "twitter") per code point, in Unicode order.
 
-    Columns: image (undecoded {"bytes", "path"}, lossless WebP), code_point, style, name, keywords, group, subgroup, split.
+    Columns: image (undecoded {"bytes", "path"}, lossless WebP), code_point, style, name, keywords, group, subgroup,
+    split.
     Splits are by code point, with gender variants and identical drawings on one side. Reads one file, writes nothing.
 
     Raises:

@@ -16,7 +16,7 @@ _TEMPLATE = "model_cards/template.md"
 def export(model: SSLModel, processor: SSLImageProcessor, path: str | Path, run: dict[str, Any] | None = None) -> None:
     """Write ``model`` so that plain ``AutoModel.from_pretrained(path)`` loads its backbone, without hf_ssl.
 
-    path/: native config, safetensors, evaluation processor, model card. path/ssl/: heads, teacher, buffers, view recipe
+    path/: native config, safetensors, evaluation processor, model card. path/ssl/: heads, teacher, buffers, views
     (``AutoModelForPreTraining.from_pretrained(path, subfolder="ssl")`` once hf_ssl is imported). ``run`` is run.json's
     content; its results and command go on the card.
     """

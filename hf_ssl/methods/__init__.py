@@ -1,7 +1,7 @@
 """One file per method. ``METHODS`` names them without importing anything heavy; ``load`` and ``register`` import."""
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..modeling import SSLModel
@@ -33,7 +33,7 @@ def register() -> None:
 
     for name in METHODS:
         model = load(name)
-        config = model.config_class
+        config: Any = model.config_class
         AutoConfig.register(config.model_type, config, exist_ok=True)
         for auto in (AutoModel, AutoModelForPreTraining):
             auto.register(config, model, exist_ok=True)

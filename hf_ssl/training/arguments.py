@@ -8,7 +8,7 @@ from transformers import SchedulerType, TrainingArguments
 
 @dataclass
 class DataArguments:
-    """Where images come from. A spec is: emoji, emoji:placed, fashion-mnist, a folder, *.parquet, *.tar or a Hub id."""
+    """Where images come from. A spec: emoji, emoji:placed, fashion-mnist, a folder, *.parquet, *.tar or a Hub id."""
 
     dataset: str = field(default="emoji", metadata={"help": "Images to train on (labels are never used)."})
     split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -39,8 +39,8 @@ class ModelArguments:
 class SSLTrainingArguments(TrainingArguments):
     """``TrainingArguments`` plus what self-supervision needs; defaults that differ are set in ``__post_init__``.
 
-    base_learning_rate scales with the global batch by the method's rule (``SSLModel.lr_scaling``); learning_rate, if you
-    set it instead, is taken as it is. ``optim="lars"`` is LARS with the published trust ratio.
+    base_learning_rate scales with the global batch by the method's rule (``SSLModel.lr_scaling``); learning_rate is
+    taken as it is. ``optim="lars"`` is LARS with the published trust ratio.
     """
 
     lr_scheduler_type: SchedulerType | str = field(

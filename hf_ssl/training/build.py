@@ -44,7 +44,8 @@ def build_method(
             raise ValueError(f"{chosen} takes {backbone.num_channels} channels, the images have {channels}")
     else:
         backbone = _preset_config(chosen, size, model_args.patch_size, channels)
-    config = model_class.config_class(backbone_config=backbone, **(config_fields or {}))
+    config_class: Any = model_class.config_class
+    config = config_class(backbone_config=backbone, **(config_fields or {}))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class.from_pretrained(chosen, config=config) if warm_start else model_class(config)

@@ -22,7 +22,7 @@ _AGREE_EVERY = 10  # steps between the ranks' agreement on an early stop: a sync
 
 
 class MethodCallback(TrainerCallback):
-    """Schedules before a step, gradient hooks, then EMA, centres and the step counter after it: once per optimiser step."""
+    """Schedules and gradient hooks before, EMA, centres and the step counter after: once per optimiser step."""
 
     def __init__(self, trainer: "SSLTrainer"):
         self.trainer = trainer
@@ -52,7 +52,7 @@ class MethodCallback(TrainerCallback):
 
 
 class HealthCallback(TrainerCallback):
-    """Spread and effective rank of the last batch's embeddings, entropy of the teacher; warns in words, once per sign."""
+    """Spread and effective rank of the last batch's embeddings, teacher entropy; warns in words, once per sign."""
 
     def __init__(self, trainer: "SSLTrainer"):
         self.trainer = trainer

@@ -41,9 +41,9 @@ class SSLTrainer(Trainer):
     model: a method. train_source: images (labels are never read). processing_class: the method's image processor.
     eval_bank, eval_queries: labelled sources for the kNN that ``evaluate()`` runs (``--eval_strategy steps``).
 
-    ``train`` raises TooManyBadImages (after saving a checkpoint) when more than ``max_bad_fraction`` of the images cannot
-    be read, and CheckpointError when a checkpoint cannot be written. After SIGTERM it saves, returns, and ``terminated``
-    is True. A resumed run continues exactly where the checkpoint was taken.
+    ``train`` raises TooManyBadImages (after saving a checkpoint) when more than ``max_bad_fraction`` of the images
+    cannot be read, and CheckpointError when a checkpoint cannot be written. After SIGTERM it saves, returns, and
+    ``terminated`` is True. A resumed run continues exactly where the checkpoint was taken.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class SSLTrainer(Trainer):
             distributed.synchronise_batchnorm(model)
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries
         self.shuffle_buffer = shuffle_buffer
+        self.views = processing_class
         self.ledger = BadImageLedger()
         self.last_embeddings: Tensor | None = None
         self.last_metrics: dict[str, Tensor] = {}
@@ -140,9 +141,9 @@ class SSLTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._window:
-            means = [torch.as_tensor(total, dtype=torch.float32).cpu() / count for total, count in self._window.values()]
-            means = distributed.all_mean(torch.stack(means).to(self.args.device)).tolist()
-            logs.update(zip(self._window, means))
+            window = [torch.as_tensor(total).float().cpu() / count for total, count in self._window.values()]
+            means = distributed.all_mean(torch.stack(window).to(self.args.device))
+            logs.update(zip(self._window, means.tolist()))
             now = time.perf_counter()
             logs["images_per_second"] = self._images * self.args.world_size / max(now - self._clock, 1e-9)
             if self.ledger.skipped:
@@ -159,8 +160,9 @@ class SSLTrainer(Trainer):
         if self.optimizer is None and self.args.use_lars:
             self.optimizer_cls_and_kwargs = (LARS, {"lr": self.args.learning_rate})
         optimizer = super().create_optimizer(model)
-        names = decay_names(self.model if model is None else model)
-        decayed = {id(p) for name, p in (self.model if model is None else model).named_parameters() if name in names}
+        trained: Any = self.model if model is None else model
+        names = decay_names(trained)
+        decayed = {id(parameter) for name, parameter in trained.named_parameters() if name in names}
         for group in optimizer.param_groups:
             group["decayed"] = all(id(parameter) in decayed for parameter in group["params"])
             if self.args.use_lars:
@@ -176,7 +178,8 @@ class SSLTrainer(Trainer):
         if self.eval_bank is None or self.eval_queries is None:
             raise ValueError("evaluate() needs labelled images: pass eval_bank and eval_queries to SSLTrainer")
         method = self.whole_method()
-        shared = [None if method is None else self._knn(method, metric_key_prefix)]
+        pair = (self.eval_bank, self.eval_queries)
+        shared = [None if method is None else self._knn(method, *pair, metric_key_prefix)]
         if distributed.world_size() > 1:
             dist.broadcast_object_list(shared)
         metrics = dict(shared[0] or {})
@@ -184,19 +187,21 @@ class SSLTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _knn(self, method: SSLModel, prefix: str) -> dict[str, float]:
+    def _knn(
+        self, method: SSLModel, bank_source: ImageSource, query_source: ImageSource, prefix: str
+    ) -> dict[str, float]:
         from ..evaluation import extract_features, knn_accuracy
 
-        processor = self.processing_class.eval_processor()
+        processor = self.views.eval_processor()
         bank, queries = (
             extract_features(
                 method.export_backbone, source, processor, device=self.args.device, progress=False,
                 max_images=self.args.knn_images,
             )
-            for source in (self.eval_bank, self.eval_queries)
+            for source in (bank_source, query_source)
         )  # fmt: skip
         metrics: dict[str, float] = {}
-        for label in self.eval_queries.labels:
+        for label in query_source.labels:
             scores = knn_accuracy(
                 bank.embeddings, bank.labels[label], queries.embeddings, queries.labels[label], k=(20,)
             )
@@ -219,7 +224,7 @@ class SSLTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
         if resume_from_checkpoint:
@@ -236,7 +241,7 @@ class SSLTrainer(Trainer):
         return output
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -244,16 +249,16 @@ class SSLTrainer(Trainer):
                 raise
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
-            last = last_complete_checkpoint(self.args.output_dir)
+            last = last_complete_checkpoint(str(self.args.output_dir))
             kept = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
             raise CheckpointError(
-                f"cannot write the checkpoint {folder}: {error}. {kept} Free some space or choose another --output_dir, "
-                "then run the same command with --resume_from_checkpoint true."
+                f"cannot write the checkpoint {folder}: {error}. {kept} Free some space or choose another "
+                "--output_dir, then run the same command with --resume_from_checkpoint true."
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(str(output_dir or self.args.output_dir))
         if self.args.should_save:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(folder / "training_args.bin")  # a pickle; the same facts as text, tokens masked
@@ -277,11 +282,12 @@ class SSLTrainer(Trainer):
 class EpochLoader:
     """What Trainer sees of a ``BatchLoader``: a resume that seeks, where Trainer would decode and throw away.
 
-    Trainer skips the batches it has already trained on through Accelerate's ``skip_first_batches``; ``dataset`` hands that
-    placeholders instead of real batches.
+    Trainer skips the batches it has already trained on through Accelerate's ``skip_first_batches``; ``dataset`` hands
+    that placeholders instead of real batches.
     """
 
-    batch_size, drop_last, num_workers, prefetch_factor = None, False, 0, None  # how skip_first_batches must wrap ``dataset``
+    # How skip_first_batches must wrap ``dataset``: one item is one batch, made in this process.
+    batch_size, drop_last, num_workers, prefetch_factor = None, False, 0, None
 
     def __init__(self, batches: BatchLoader):
         self.batches = batches

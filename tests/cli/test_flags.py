@@ -146,30 +146,9 @@ def test_what_is_not_there_is_said_before_torch_is_imported(capsys, tmp_path):
 
 
 def test_ways_to_write_a_flag():
-    plan = plan_training(
-        [
-            "simclr",
-            "--max-steps=7",
-            "--bf16",
-            "--dataloader_pin_memory",
-            "false",
-            "--no_streaming",
-            "--scale",
-            ".2",
-            "1",
-        ]
-        + [
-            "--brightness",
-            "0.4",
-            "--report_to",
-            "none",
-            "--hidden_dim",
-            "none",
-            "--warmup_steps",
-            "0.1",
-            "--temperature=1",
-        ]
-    )
+    typed = "--max-steps=7 --bf16 --dataloader_pin_memory false --no_streaming --scale .2 1 --brightness 0.4"
+    typed += " --report_to none --hidden_dim none --warmup_steps 0.1 --temperature=1"
+    plan = plan_training(["simclr", *typed.split()])
     assert plan.values["max_steps"] == 7 and plan.values["precision"] == "bf16" and plan.values["streaming"] is False
     assert plan.values["dataloader_pin_memory"] is False and plan.values["scale"] == [0.2, 1]
     assert plan.values["brightness"] == 0.4 and plan.values["report_to"] == ["none"]

@@ -83,7 +83,9 @@ def test_sigterm_saves_and_says_how_to_go_on(stopped):
     assert last.startswith("hf-ssl: Stopped by SIGTERM") and checkpoint.name in last
     assert "--resume_from_checkpoint true" in last
     assert "Traceback" not in err
-    assert not (folder / "run.json").exists()  # not a finished run
+    card = json.loads((folder / "run.json").read_text())
+    assert card["finished"] is False and card["steps"] == int(checkpoint.name.split("-")[1])
+    assert card["time_seconds"] > 0 and card["results"] == []
 
 
 def test_a_run_folder_has_everything(finished, pictures):
@@ -102,7 +104,7 @@ def test_a_run_folder_has_everything(finished, pictures):
     assert card["method"] == "simclr" and card["dataset"] == str(pictures) and card["steps"] == STEPS
     assert card["command"].startswith(f"hf-ssl train simclr --dataset {pictures}")
     assert card["skipped_images"] == {"count": 0, "names": []} and card["init"]["from_pretrained"] is None
-    assert card["environment"]["transformers"] and card["time_seconds"] > 0
+    assert card["environment"]["transformers"] and card["time_seconds"] > 0 and card["finished"] is True
     assert card["arguments"]["optim"] == "lars" and card["arguments"]["max_steps"] == STEPS
     steps = [entry["step"] for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]]
     assert steps[0] == 1 and steps[-1] == STEPS  # one history, across the stop

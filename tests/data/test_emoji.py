@@ -76,7 +76,7 @@ def test_file_opens_as_an_image_column_and_carries_its_licences(tmp_path):
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="'validation'.*train, test, all"):
+    with pytest.raises(ValueError, match=r"'validation'.*train, test, all"):
         emoji.load_emoji("validation")
 
 

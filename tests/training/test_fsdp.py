@@ -1,6 +1,6 @@
 """FSDP2's sharded parameters go through the same step as plain ones: loss, clipping, EMA and centre agree.
 
-Accelerate does not offer FSDP on CPU processes, so torch's ``fully_shard`` is applied here as Accelerate would do it on GPUs.
+Accelerate offers no FSDP on CPU processes: torch's ``fully_shard`` is applied here as Accelerate would on GPUs.
 """
 
 import copy

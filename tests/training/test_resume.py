@@ -26,7 +26,10 @@ def final_state(trainer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.method.state_dict().items()}
 
 
-@pytest.mark.parametrize(("kind", "workers", "step"), [("map", 0, 3), ("map", 2, 6), ("stream", 0, 9), ("stream", 2, 5)])
+CASES = [("map", 0, 3), ("map", 2, 6), ("stream", 0, 9), ("stream", 2, 5)]
+
+
+@pytest.mark.parametrize(("kind", "workers", "step"), CASES)
 def test_killed_and_resumed_is_bit_equal(tmp_path, pictures, shards, kind, workers, step):
     source = pictures if kind == "map" else load_source(shards, streaming=True)
     arguments = {"dataloader_num_workers": workers}

@@ -1,4 +1,4 @@
-"""DINO: a student matches the centred, sharpened output of its own EMA teacher across crops (Caron et al. 2021, 2104.14294).
+"""DINO: a student matches its EMA teacher's centred, sharpened output across crops (Caron et al. 2021, 2104.14294).
 
 Teaches self-distillation without labels or negatives; its ViTs segment objects in their attention.
 Siblings: SimCLR needs negatives; BYOL predicts the teacher's vector where DINO matches a distribution over prototypes;
@@ -24,9 +24,9 @@ from ...processing import SSLImageProcessor
 
 @strict
 class DINOConfig(SSLConfig):
-    """out_dim: prototypes K. norm_last_layer: keep the prototypes' gain frozen at 1 (False is safe for small models only).
+    """out_dim: prototypes K. norm_last_layer: freeze the prototypes' gain at 1 (False is safe for small models only).
     teacher_temperature: constant by default; warms up linearly from warmup_teacher_temperature over the share
-    teacher_temperature_warmup of the run. freeze_last_layer: share of the run in which the last layer gets no gradient.
+    teacher_temperature_warmup of the run. freeze_last_layer: share of the run before the last layer trains.
     interpolate_offset: 0.1 resizes position codes as the released code does; 0 as plain transformers does."""
 
     model_type = "ssl_dino"
@@ -48,8 +48,8 @@ class DINOConfig(SSLConfig):
 
 
 _COLOUR = {
-    "hflip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "jitter_p": 0.8, "grayscale_p": 0.2,
-    "interpolation": "bicubic",
+    "hflip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "jitter_p": 0.8,
+    "grayscale_p": 0.2, "interpolation": "bicubic",
 }  # fmt: skip
 
 
@@ -88,13 +88,14 @@ class DINOForPreTraining(SSLModel):
             backbones.feature_dim(self.backbone), config.out_dim, config.hidden_dim, config.bottleneck_dim,
             config.num_layers, config.use_bn_in_head,
         )  # fmt: skip
-        self.teacher_backbone = make_teacher(self.backbone)
+        self.teacher_backbone: PreTrainedModel = make_teacher(self.backbone)
         self.teacher_head = make_teacher(self.head)
         if config.interpolate_offset:
             for model in (self.backbone, self.teacher_backbone):
                 backbones.set_position_offset(model, config.interpolate_offset)
         self.center = nn.Buffer(torch.zeros(1, config.out_dim))
-        self.center_sum = nn.Buffer(torch.zeros(1, config.out_dim))  # of the micro-batches since the last optimiser step
+        # of the micro-batches since the last optimiser step
+        self.center_sum = nn.Buffer(torch.zeros(1, config.out_dim))
         self.center_count = nn.Buffer(torch.zeros(()))
         self.post_init()
 
@@ -125,7 +126,7 @@ class DINOForPreTraining(SSLModel):
         )
 
     def forward(self, pixel_values: Tensor, local_pixel_values: Tensor | None = None) -> SSLOutput:
-        """pixel_values: (B, 2, C, H, W) large crops to train, (B, C, H, W) to embed; local_pixel_values: (B, V, C, h, w)."""
+        """pixel_values: (B, 2, C, H, W) large crops, or (B, C, H, W) to embed; local_pixel_values: (B, V, C, h, w)."""
         if pixel_values.ndim == 4:
             return SSLOutput(embeddings=self.features(pixel_values))
         batch = len(pixel_values)
@@ -172,8 +173,8 @@ class DINOForPreTraining(SSLModel):
 def dino_loss(student: Tensor, targets: Tensor, batch: int, temperature: float) -> Tensor:
     """Cross-entropy of every student crop against every teacher crop but itself (eq. 3).
 
-    student: (V·B, K) logits, crop-major, the large crops first; targets: (T·B, K) probabilities. Mean over the batch, then
-    over the T·V − T pairs of different crops.
+    student: (V·B, K) logits, crop-major, the large crops first; targets: (T·B, K) probabilities. Mean over the batch,
+    then over the T·V − T pairs of different crops.
     """
     views, teachers = len(student) // batch, len(targets) // batch
     if views < 2:

@@ -1,4 +1,4 @@
-"""SimCLR: two views of an image agree, all other images of the global batch are negatives (Chen et al. 2020, 2002.05709).
+"""SimCLR: two views of an image agree, the other images of the batch are negatives (Chen et al. 2020, 2002.05709).
 
 Teaches that strong augmentation, a projector and many negatives suffice; no teacher, no queue.
 Siblings: MoCo takes its negatives from a queue and keeps a momentum encoder; BYOL and SimSiam do without negatives;

@@ -1,4 +1,4 @@
-"""MAE: encode a quarter of the patches, predict the pixels of the rest with a small decoder (He et al. 2021, 2111.06377).
+"""MAE: encode a quarter of the patches, predict the pixels of the rest from it (He et al. 2021, 2111.06377).
 
 Teaches that a high mask ratio makes pixel prediction a meaningful task and training cheap; made for fine-tuning.
 Siblings: SimMIM and BEiT feed mask tokens through the whole encoder; data2vec and I-JEPA predict features, not pixels.
@@ -69,18 +69,19 @@ class MAEForPreTraining(SSLModel):
     def __init__(self, config: MAEConfig):
         super().__init__(config)
         backbones.make_maskable(self.backbone)
-        self.patch = backbones.patch_size(config.backbone_config)
-        self.grid = tuple(side // self.patch for side in backbones.image_size(config.backbone_config))
+        self.patch = backbones.patch_size(self.backbone.config)
+        height, width = backbones.image_size(self.backbone.config)
+        self.grid = (height // self.patch, width // self.patch)
         decoder = ViTConfig(
             hidden_size=config.decoder_hidden_size,
             num_hidden_layers=config.decoder_num_layers,
             num_attention_heads=config.decoder_num_heads,
             intermediate_size=config.decoder_intermediate_size,
-            layer_norm_eps=getattr(config.backbone_config, "layer_norm_eps", 1e-6),
+            layer_norm_eps=getattr(self.backbone.config, "layer_norm_eps", 1e-6),
         )
         decoder._attn_implementation = "sdpa"
         width = backbones.feature_dim(self.backbone)
-        pixels = self.patch**2 * config.backbone_config.num_channels
+        pixels = self.patch**2 * self.backbone.config.num_channels
         self.decoder = heads.TransformerDecoder(width, pixels, decoder)
         self.decoder_positions = nn.Buffer(torch.zeros(1, 1 + self.grid[0] * self.grid[1], decoder.hidden_size))
         self.post_init()
@@ -102,7 +103,7 @@ class MAEForPreTraining(SSLModel):
         return SSLOutput(loss, latent[:, 0])
 
     def predict(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, H, W) -> prediction (B, N, p·p·C), mask (B, N) with 1 = removed, latent (B, 1 + kept, D) in shuffled order."""
+        """(B, C, H, W) -> prediction (B, N, p·p·C), mask (B, N), 1 = removed, latent (B, 1 + kept, D), shuffled."""
         rows, columns = (side // self.patch for side in images.shape[-2:])
         patches = rows * columns
         if noise is None:
@@ -122,7 +123,7 @@ class MAEForPreTraining(SSLModel):
 
     @torch.no_grad()
     def reconstruct(self, pixel_values: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> (what the encoder saw, removed patches at 0; the prediction pasted into it), both (B, C, H, W)."""
+        """(B, C, H, W) -> (what the encoder saw, the rest 0; the prediction pasted into it), both (B, C, H, W)."""
         prediction, mask, _ = self.predict(pixel_values, noise)
         patches = masks.patchify(pixel_values, self.patch)
         if self.config.norm_pix_loss:  # the prediction lacks each patch's own mean and contrast: borrow the true ones
@@ -161,7 +162,7 @@ def masked_pixel_loss(prediction: Tensor, target: Tensor, mask: Tensor, norm_pix
 
 
 def _check_positions(table: Tensor) -> None:
-    """Zero or repeated position codes make every masked patch get one prediction (transformers 5's ViTMAE): refuse them."""
+    """Zero or repeated position codes make every masked patch get one prediction (transformers 5's ViTMAE)."""
     patches = table[1:]
     if not bool((patches.abs().sum(1) > 0).all()) or len(patches.unique(dim=0)) != len(patches):
         raise ValueError("MAE's position codes must be non-zero and pairwise distinct")
