@@ -1,7 +1,7 @@
 """Several CPU processes under ``accelerate launch --cpu --num_processes N``, which starts only one of them by itself.
 
-accelerate (1.15) leaves CPU ranks to MPI: without a hostfile it exports MASTER_ADDR for N > 1 and runs the script once.
-Training on one process where N were asked for would be silent, so the processes are started here, by torchrun.
+accelerate (1.15) leaves CPU ranks to MPI: without a hostfile it exports MASTER_ADDR for N > 1 and runs the script
+once. Training on one process where N were asked for would be silent, so the processes are started here, by torchrun.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ def start_missing_processes(argv: Sequence[str]) -> None:
             "accelerate launch on CPUs started one process where several were asked for; "
             "run torchrun --nproc_per_node N -m hf_ssl.cli ... instead."
         )
-    say(f"accelerate launch --cpu starts one process; the other {count - 1} are started by torchrun.")
+    say(f"accelerate launch --cpu starts one process; torchrun starts the {count} that were asked for.")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-    command += ["--master_addr", environment.pop("MASTER_ADDR"), "--master_port", environment.pop("MASTER_PORT", "29500")]
+    command += [
+        "--master_addr",
+        environment.pop("MASTER_ADDR"),
+        "--master_port",
+        environment.pop("MASTER_PORT", "29500"),
+    ]
     environment.setdefault("OMP_NUM_THREADS", "1")
     sys.stdout.flush()
     os.execv(sys.executable, [*command, "-m", "hf_ssl.cli", *argv])

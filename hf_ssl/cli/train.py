@@ -42,7 +42,7 @@ class Pictures:
         return self.pairs[0] if self.pairs else (None, None)
 
 
-def run(plan: Plan) -> list[dict[str, Any]]:
+def run(plan: Plan, measures: Sequence[str] = tables.MEASURES) -> list[dict[str, Any]]:
     """Train, export, evaluate, report; the table's rows (empty on all processes but the first)."""
     resume = plan.values.get("resume_from_checkpoint")
     if is_main():
@@ -63,14 +63,14 @@ def run(plan: Plan) -> list[dict[str, Any]]:
         if is_main():
             write_run(plan.output_dir, record)
     record["skipped_images"] = trainer.skipped_images()
-    model = whole_model(trainer)
+    model = trainer.whole_method()
     trainer.save_state()
     if not is_main() or model is None:
         return []
     from ..hub import export
 
     export(model, trainer.processing_class, plan.output_dir, record)
-    record |= {"results": final_table(plan, pictures), "finished": True}
+    record |= {"results": final_table(plan, pictures, measures), "finished": True}
     write_run(plan.output_dir, record)
     export_card(model, plan.output_dir, record)
     if record["results"]:
@@ -156,22 +156,13 @@ def _train(trainer: SSLTrainer, resume: Any, plan: Plan) -> None:
         last = last_complete_checkpoint(plan.output_dir)
         words = f"{last} is kept; {again}." if last else "No checkpoint had been written yet."
         raise Stopped(f"Interrupted at step {trainer.state.global_step}. {words}", 130) from None
+    finally:
+        for callback in trainer.callback_handler.callbacks:  # an open bar would draw itself over what is said next
+            if (bar := getattr(callback, "training_bar", None)) is not None:
+                bar.close()
     if trainer.terminated:
         step = trainer.state.global_step
         raise Stopped(f"Stopped by SIGTERM; checkpoint-{step} in {plan.output_dir} is saved; {again}.", SIGTERM_CODE)
-
-
-def whole_model(trainer: SSLTrainer) -> SSLModel | None:
-    """The trained method with all its weights; None on processes that need not have it. Every process must call it."""
-    method = trainer.method
-    if not getattr(trainer, "is_fsdp_enabled", False):
-        return method
-    state = trainer.accelerator.get_state_dict(trainer.model)
-    if not is_main():
-        return None
-    whole = type(method)(method.config)
-    whole.load_state_dict(state)
-    return whole
 
 
 def describe(plan: Plan, trainer: SSLTrainer) -> dict[str, Any]:
@@ -201,7 +192,7 @@ def describe(plan: Plan, trainer: SSLTrainer) -> dict[str, Any]:
     return masked(record)
 
 
-def final_table(plan: Plan, pictures: Pictures) -> list[dict[str, Any]]:
+def final_table(plan: Plan, pictures: Pictures, measures: Sequence[str]) -> list[dict[str, Any]]:
     """Rows for run.json, measured on the exported model as anybody would load it; [] where nothing can be measured."""
     if plan.own["no_evaluation"]:
         return []
@@ -209,7 +200,7 @@ def final_table(plan: Plan, pictures: Pictures) -> list[dict[str, Any]]:
     say("")
     try:
         if pictures.pairs:
-            return tables.make_table(str(plan.output_dir), None, pictures.pairs, **options)
+            return tables.make_table(str(plan.output_dir), None, pictures.pairs, measures, **options)
         say("There are no labelled pictures to test on: spread and rank of the features instead of accuracies.")
         options["max_images"] = min(2000, plan.own["table_images"])
         pair = (pictures.train, pictures.train)

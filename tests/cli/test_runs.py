@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -235,3 +236,24 @@ def test_broken_pictures_stop_a_run_in_one_sentence(pictures, tmp_path):
     _, err = run("train", "simclr", *argv, code=1)
     last = err.strip().splitlines()[-1]
     assert last.startswith("hf-ssl: ") and "cannot be decoded" in last and "Traceback" not in err
+
+
+def test_accelerate_on_cpus_gets_all_its_processes(pictures, tmp_path):
+    """accelerate 1.15 starts one process under --cpu, whatever --num_processes says; the CLI starts the others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    accelerate += ["--main_process_port", str(port), "-m", "hf_ssl.cli", "train", "simclr", "--no_evaluation"]
+    argv = ["--dataset", pictures, "--output_dir", tmp_path / "run", *TRAIN, "--max_steps", "6", "--no_report"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [*accelerate, *map(str, argv)], capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2]
+    )
+    assert found.returncode == 0, found.stderr
+    assert "6 steps of 16 images on 2 processes" in found.stdout
+    assert found.stdout.count("arXiv:2002.05709") == 1  # one process speaks
+    card = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert card["environment"]["processes"] == 2 and card["steps"] == 6
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["epoch"] == pytest.approx(6 * 16 / 48)  # 60 pictures are 3 whole global batches
