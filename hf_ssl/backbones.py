@@ -27,6 +27,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "resnet-50": {"model_type": "resnet"},
     "convnextv2-nano": {"model_type": "convnextv2", "hidden_sizes": [80, 160, 320, 640], "depths": [2, 2, 8, 2]},
+    "vit-pico": {
+        "model_type": "vit", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "intermediate_size": 512, "layer_norm_eps": 1e-6,
+    },
     "vit-nano": {
         "model_type": "vit", "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3,
         "intermediate_size": 768, "layer_norm_eps": 1e-6,
