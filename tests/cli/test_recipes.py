@@ -28,7 +28,8 @@ def test_shipped_recipes_are_valid_and_found(path):
 
 
 def test_a_variant_shares_the_recipe_and_a_folder_has_none(tmp_path, monkeypatch):
-    assert default_recipe("simclr", "emoji:placed") == RECIPES / "simclr_emoji.yaml"
+    assert default_recipe("simclr", "emoji:placed") == RECIPES / "simclr_emoji_placed.yaml"
+    assert default_recipe("dino", "emoji:placed") == RECIPES / "dino_emoji.yaml"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "emoji").mkdir()
     assert default_recipe("simclr", "emoji") is None

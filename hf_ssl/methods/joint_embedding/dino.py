@@ -80,6 +80,7 @@ class DINOForPreTraining(SSLModel):
     default_arguments: ClassVar = {
         "optim": "adamw_torch_fused", "base_learning_rate": 5e-4, "min_learning_rate": 1e-6, "weight_decay": 0.04,
         "weight_decay_end": 0.4, "warmup_steps": 0.1, "max_grad_norm": 0.0, "clip_grad_per_tensor": 3.0,
+        "per_device_train_batch_size": 64, "num_train_epochs": 100,
     }  # fmt: skip
 
     def __init__(self, config: DINOConfig):

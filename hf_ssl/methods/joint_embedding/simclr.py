@@ -64,6 +64,7 @@ class SimCLRForPreTraining(SSLModel):
     lr_scaling = ("linear", 256)
     default_arguments: ClassVar = {
         "optim": "lars", "base_learning_rate": 0.3, "weight_decay": 1e-4, "warmup_steps": 0.1,
+        "per_device_train_batch_size": 256, "num_train_epochs": 100,
     }  # fmt: skip
 
     def __init__(self, config: SimCLRConfig):

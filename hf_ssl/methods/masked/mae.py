@@ -63,7 +63,7 @@ class MAEForPreTraining(SSLModel):
     lr_scaling = ("linear", 256)
     default_arguments: ClassVar = {
         "optim": "adamw_torch_fused", "base_learning_rate": 1.5e-4, "weight_decay": 0.05, "adam_beta2": 0.95,
-        "warmup_steps": 0.05, "max_grad_norm": 0.0,
+        "warmup_steps": 0.05, "max_grad_norm": 0.0, "per_device_train_batch_size": 64, "num_train_epochs": 400,
     }  # fmt: skip
 
     def __init__(self, config: MAEConfig):
