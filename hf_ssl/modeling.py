@@ -75,6 +75,7 @@ class SSLModel(PreTrainedModel):
     processor_class: ClassVar[type[SSLImageProcessor]]
     lr_scaling: ClassVar[tuple[str, int]] = ("linear", 256)  # lr = base · batch/256; "sqrt" and "none" exist
     default_arguments: ClassVar[dict[str, Any]] = {}
+    can_collapse: ClassVar[bool] = True  # whether one answer for all images could satisfy the loss
     backbone: Any  # a native PreTrainedModel
     step: Tensor
     total_steps: Tensor

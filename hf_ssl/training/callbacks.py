@@ -64,15 +64,20 @@ class HealthCallback(TrainerCallback):
         due = args.health_steps and (state.global_step == 1 or state.global_step % args.health_steps == 0)
         if not due or embeddings is None or len(embeddings) < 2:
             return
-        report = health.health_report(embeddings.float())
-        self.trainer.note({"feature_std": report["std"], "rankme": report["rankme"]})
-        if self.start is None:
-            self.start = dict(report)
+        report: dict[str, float] = {}
+        if bool(embeddings.isfinite().all()):
+            report = health.health_report(embeddings.float())
+            self.trainer.note({"feature_std": report["std"], "rankme": report["rankme"]})
+            if self.start is None:
+                self.start = dict(report)
         entropy = self.trainer.last_metrics.get("teacher_entropy")
         if entropy is not None and state.global_step >= 0.2 * state.max_steps:  # a fresh teacher is uniform by nature
             width = torch.log(torch.tensor(float(self.trainer.method.config.out_dim))).item()
             report["entropy"] = float(entropy) / width
             report["marginal_entropy"] = float(self.trainer.last_metrics["prototype_entropy"]) / width
+        if not self.trainer.method.can_collapse:
+            report = {}
+        report["loss"] = float(self.trainer.last_loss)
         if state.global_step > 1:
             self._warn(health.diagnose(report, self.start), state.global_step)
 

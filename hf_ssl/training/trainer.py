@@ -68,6 +68,7 @@ class SSLTrainer(Trainer):
         self.ledger = BadImageLedger()
         self.last_embeddings: Tensor | None = None
         self.last_metrics: dict[str, Tensor] = {}
+        self.last_loss: Tensor | float = 0.0
         self._window: dict[str, tuple[Tensor | float, int]] = {}  # metric -> (sum, count) since the last log
         self._images, self._clock = 0, time.perf_counter()
         kwargs.setdefault("eval_dataset", None if eval_queries is None else eval_queries.dataset)
@@ -129,6 +130,7 @@ class SSLTrainer(Trainer):
         outputs = model(**inputs)
         self.last_embeddings = outputs.embeddings.detach()
         self.last_metrics = outputs.metrics or {}
+        self.last_loss = outputs.loss.detach()
         self.note(self.last_metrics)
         self._images += len(inputs[self.method.main_input_name])
         return (outputs.loss, outputs) if return_outputs else outputs.loss

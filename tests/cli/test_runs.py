@@ -222,7 +222,8 @@ def test_the_demo_is_a_train_command():
 
     plan = make_plan(Parsed([], {"steps": 5, "seed": 3, "threads": 2, "output_dir": "x"}))
     assert (plan.method, plan.dataset, plan.output_dir) == ("simclr", "emoji:placed", Path("x"))
-    assert plan.recipe.name == "simclr_emoji_placed.yaml" and plan.values["max_steps"] == 5 and plan.values["seed"] == 3
+    assert plan.recipe.name == "simclr_emoji_placed.yaml"
+    assert plan.values["max_steps"] == 5 and plan.values["seed"] == 3
     assert plan.argv == ["demo", "--steps=5", "--seed=3", "--threads=2", "--output_dir=x"]
     assert divide(1) == (1, 1) and divide(2) == (1, 2) and divide(8) == (2, 6) and divide(64)[0] == 8
 

@@ -188,3 +188,17 @@ def test_collapse_is_said_in_words_once(tmp_path, pictures, caplog):
     spread = [record for record in caplog.records if "nearly the same feature" in record.getMessage()]
     assert len(spread) == 1
     assert trainer.state.log_history[-2]["feature_std"] < 0.01
+
+
+def test_a_loss_that_is_no_number_is_said_in_words(tmp_path, pictures, caplog):
+    trainer = make_trainer(pictures, tmp_path, max_steps=4, health_steps=2)
+
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                trainer.method.projector[0].weight.data.fill_(float("nan"))
+
+    trainer.add_callback(Poison())
+    with caplog.at_level(logging.WARNING, logger="hf_ssl.training"):
+        trainer.train()
+    assert "NaN or infinite" in caplog.text

@@ -61,6 +61,7 @@ class MAEForPreTraining(SSLModel):
         teaches="a quarter of the patches predicts the pixels of the rest",
     )
     lr_scaling = ("linear", 256)
+    can_collapse = False  # pixels are the target; a low rank of the class token is no sign of anything
     default_arguments: ClassVar = {
         "optim": "adamw_torch_fused", "base_learning_rate": 1.5e-4, "weight_decay": 0.05, "adam_beta2": 0.95,
         "warmup_steps": 0.05, "max_grad_norm": 0.0, "per_device_train_batch_size": 64, "num_train_epochs": 400,
