@@ -128,29 +128,48 @@ class SSLImageProcessor(BaseImageProcessor):
     @property
     def num_views(self) -> int:
         """Views per picture, over all groups."""
-        return sum(group.count for group in self._groups)
+        return self.count_views()
 
-    def draw(self, images: Sequence[np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def count_views(self, keys: Sequence[str] | None = None) -> int:
+        """Views per picture, over the groups of these keys (None: all). ValueError for a key that no group has."""
+        return sum(group.count for group in self._groups_of(keys))
+
+    def _groups_of(self, keys: Sequence[str] | None) -> list[ViewGroup]:
+        """The groups of these keys, in the recipe's order whatever the order of the keys."""
+        if keys is None:
+            return self._groups
+        keys = [keys] if isinstance(keys, str) else keys
+        for key in keys:
+            if key not in self.model_input_names:
+                raise ValueError(f"{type(self).__name__} has no views {key!r}. {nearest(key, self.model_input_names)}")
+        return [group for group in self._groups if group.key in keys]
+
+    def draw(
+        self, images: Sequence[np.ndarray], rng: np.random.Generator, keys: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """One picture's views: {key: float32 (V, C, H, W), normalised}; the same `rng` state gives the same bytes.
 
         images: one uint8 (H, W, num_channels) array per view, in the groups' order; the same object may repeat.
+        keys: draw the groups of these keys alone, as if the recipe had no others; None draws all.
         """
-        if len(images) != self.num_views:
-            raise ValueError(f"draw needs one picture per view, {self.num_views}, and got {len(images)}.")
+        groups = self._groups_of(keys)
+        count = sum(group.count for group in groups)
+        if len(images) != count:
+            raise ValueError(f"draw needs one picture per view, {count}, and got {len(images)}.")
         for image in {id(image): image for image in images}.values():
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
                 raise ValueError(
                     f"draw needs uint8 pictures of shape (height, width, {self.num_channels}) and got {image.dtype} "
                     f"{image.shape}."
                 )
-        counts = dict.fromkeys(self.model_input_names, 0)
-        for group in self._groups:
+        counts = dict.fromkeys([group.key for group in groups], 0)
+        for group in groups:
             counts[group.key] += group.count
-        sizes: dict[str, Any] = {group.key: group.size for group in self._groups}
+        sizes: dict[str, Any] = {group.key: group.size for group in groups}
         views = {k: np.empty((n, self.num_channels, *sizes[k]), np.float32) for k, n in counts.items()}
         filled = dict.fromkeys(counts, 0)
         pictures = iter(images)
-        for group in self._groups:
+        for group in groups:
             for _ in range(group.count):
                 image = next(pictures)
                 choices = draw_view(group, image.shape[0], image.shape[1], rng)
@@ -202,6 +221,10 @@ class SSLImageProcessor(BaseImageProcessor):
             image_std=list(self.image_std),
             do_convert_rgb=self.num_channels == 3,
         )
+
+    def native_processor(self) -> BaseImageProcessor:
+        """The native processor that an export holds in its root; a method with a native class overrides it."""
+        return self.eval_processor()
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:

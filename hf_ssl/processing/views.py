@@ -1,8 +1,9 @@
 """One view of one picture: what may vary (`ViewGroup`), one draw of it (`draw_view`), and the pixels (`render_view`).
 
 A recipe is a list of groups; a group is a plain dict in JSON and a `ViewGroup` once checked. Order of the operations:
-random resized crop with flips, rotation and shift, colour jitter in random order, grayscale, blur, solarise,
-normalise, erase. What needs RGB (saturation, hue, grayscale) is left out where there are not exactly three channels.
+random resized crop with flips, rotation and shift, RandAugment, colour jitter in random order, grayscale, blur,
+solarise, Cutout, normalise, erase. What needs RGB (saturation, hue, grayscale, RandAugment's color) is left out where
+there are not exactly three channels.
 """
 
 import dataclasses
@@ -14,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import ops
+from . import ops, randaugment
 
 Range = tuple[float, float]
 _TRIES = 10  # boxes tried before the centre is taken, as in torchvision
-_DRAWS = 8 * _TRIES + 20  # uniform numbers per view, always, so that one field never moves the draws of another
+_DRAWS = 8 * _TRIES + 20  # uniform numbers per view, always, so that one field never moves the draws of another;
+# a group with RandAugment or Cutout takes 2 + 4 * randaugment more
 _JITTERS = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -40,6 +42,10 @@ class ViewGroup:
       (.1 is 23 pixels at 224); 0 is as wide as sigma asks, as in PIL, hence DINO and BYOL.
     - solarize_p: levels from 128 of 255 up are inverted.
     - erase_scale: [low, high] relative area of the one box that erase_p sets to the mean (0 once normalised).
+    - randaugment: operations per view, out of FixMatch's 14 with replacement (`randaugment.OPERATIONS`); 0 is none.
+    - randaugment_p: probability of each of these operations.
+    - randaugment_magnitude: m from 2 to 10; each operation draws a level of 10, at least 1 and below m.
+    - cutout: side of Cutout's one grey square relative to the view's shorter side, in every view; 0 is none.
     """
 
     size: tuple[int, int]
@@ -64,6 +70,10 @@ class ViewGroup:
     solarize_p: float = 0.0
     erase_p: float = 0.0
     erase_scale: Range = (0.02, 0.33)
+    randaugment: int = 0
+    randaugment_p: float = 0.5
+    randaugment_magnitude: int = 10
+    cutout: float = 0.0
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], default_size: tuple[int, int], where: str = "views") -> "ViewGroup":
@@ -138,21 +148,24 @@ def _hue(value: Any) -> Range:
     return -half, half
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_whole(value: Any, low: int, high: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _count(value: Any) -> int:
-    if not _is_count(value):
-        raise _BadField("a whole number of at least 1")
-    return value
+def _whole(low: int, high: float, what: str) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if not _is_whole(value, low, high):
+            raise _BadField(what)
+        return value
+
+    return check
 
 
 def _size(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
     pair = value if isinstance(value, (list, tuple)) else (value, value)
-    if len(pair) != 2 or not all(_is_count(v) for v in pair):
+    if len(pair) != 2 or not all(_is_whole(v, 1) for v in pair):
         raise _BadField("a whole number of pixels or [height, width]")
     return pair[0], pair[1]
 
@@ -173,7 +186,7 @@ _probability = _number(0.0, 1.0, "a probability from 0 to 1")
 _area = _range(1e-6, 1.0, "[low, high] above 0 and up to 1")
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "key": _key,
-    "count": _count,
+    "count": _whole(1, math.inf, "a whole number of at least 1"),
     "size": _size,
     "scale": lambda value: None if value is None else _area(value),
     "ratio": _range(0.01, 100.0, "[low, high] of width / height, .01 to 100"),
@@ -184,8 +197,13 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "blur_sigma": _range(0.0, 100.0, "[low, high] in pixels, 0 to 100"),
     "blur_kernel": _number(0.0, 1.0, "a share of the view's height from 0 to 1"),
     "erase_scale": _area,
+    "randaugment": _whole(0, math.inf, "a whole number from 0 up"),
+    "randaugment_magnitude": _whole(2, randaugment.TOP_LEVEL, "a whole number from 2 to 10"),
+    "cutout": _number(0.0, 1.0, "a share of the view's shorter side from 0 to 1"),
     **dict.fromkeys(("brightness", "contrast", "saturation"), _jitter),
-    **dict.fromkeys(("hflip", "vflip", "jitter_p", "grayscale_p", "blur_p", "solarize_p", "erase_p"), _probability),
+    **dict.fromkeys(
+        ("hflip", "vflip", "jitter_p", "grayscale_p", "blur_p", "solarize_p", "erase_p", "randaugment_p"), _probability
+    ),
 }
 
 
@@ -202,6 +220,8 @@ class Draw(NamedTuple):
     sigma: float = 0.0
     solarize: bool = False
     erase: ops.Box | None = None
+    randaugment: tuple[tuple[str, int], ...] = ()  # (operation, level, negative for the other direction) in order
+    cutout: ops.Box | None = None
 
 
 def _between(span: Range, uniform: float) -> float:
@@ -231,7 +251,8 @@ def centre_box(height: int, width: int, ratio: Range) -> ops.Box:
 
 
 def draw_view(group: ViewGroup, height: int, width: int, rng: np.random.Generator) -> Draw:
-    """All choices for one view of a (height, width) picture. Takes as much from `rng` whatever the fields say."""
+    """All choices for one view of a (height, width) picture. Takes as much from `rng` whatever the fields say, and
+    where the group has RandAugment or Cutout a second block that depends on `randaugment` alone."""
     uniform = rng.random(_DRAWS).tolist()
     for_crop, for_erase, rest = uniform[: 4 * _TRIES], uniform[4 * _TRIES : 8 * _TRIES], iter(uniform[8 * _TRIES :])
     size = group.size
@@ -245,6 +266,8 @@ def draw_view(group: ViewGroup, height: int, width: int, rng: np.random.Generato
     is_blurred, sigma = next(rest) < group.blur_p, _between(group.blur_sigma, next(rest))
     is_erased = next(rest) < group.erase_p
     slide = (-group.translate, group.translate)
+    is_strong = group.randaugment > 0 or group.cutout > 0
+    strong = rng.random(2 + 4 * group.randaugment).tolist() if is_strong else []
     return Draw(
         box,
         hflip=next(rest) < group.hflip,
@@ -256,6 +279,8 @@ def draw_view(group: ViewGroup, height: int, width: int, rng: np.random.Generato
         sigma=sigma if is_blurred else 0.0,
         solarize=next(rest) < group.solarize_p,
         erase=draw_box(for_erase, *size, group.erase_scale, (0.3, 3.3)) if is_erased else None,
+        randaugment=randaugment.draw_operations(strong[2:], group.randaugment_magnitude, group.randaugment_p),
+        cutout=randaugment.draw_cutout(strong[:2], group.cutout, *size) if group.cutout else None,
     )
 
 
@@ -266,6 +291,7 @@ def render_view(
     view = ops.crop_resize(image, draw.box, group.size, group.interpolation, draw.hflip, draw.vflip)
     if draw.rotation or draw.shift != (0, 0):
         view = ops.warp(view, draw.rotation, *draw.shift)
+    view = randaugment.apply(view, draw.randaugment)
     is_rgb = view.shape[2] == 3
     for name, factor in draw.jitter:
         if is_rgb or name in ("brightness", "contrast"):
@@ -275,6 +301,9 @@ def render_view(
     if draw.sigma:
         view = ops.blur(view, draw.sigma, group.kernel_pixels)
     ops.normalise(view, tables[int(draw.solarize)], out)
+    if draw.cutout:  # written here, because `view` may be the given picture itself; solarising leaves this grey alone
+        top, left, height, width = draw.cutout
+        out[:, top : top + height, left : left + width] = tables[0][:, randaugment.CUTOUT_GREY, None, None]
     if draw.erase:
         top, left, height, width = draw.erase
         out[:, top : top + height, left : left + width] = 0.0

@@ -82,10 +82,85 @@ def test_the_same_seed_gives_the_same_bytes(image):
     assert twin(image, seed=7)["pixel_values"].numpy().tobytes() == first[:1].tobytes()
 
 
+class WeakStrongImageProcessor(SSLImageProcessor):
+    """FixMatch's three kinds of views: labelled weak, unlabelled weak, unlabelled strong."""
+
+    size = 32
+    views = [
+        {"scale": None, "hflip": 0.5, "translate": 0.125},
+        {"key": "weak", "scale": None, "hflip": 0.5, "translate": 0.125},
+        {
+            "key": "strong",
+            "count": 2,
+            "scale": None,
+            "hflip": 0.5,
+            "translate": 0.125,
+            "randaugment": 2,
+            "cutout": 0.5,
+        },
+    ]
+
+
+def test_views_of_some_keys_depend_on_the_rng_and_the_keys_alone(image):
+    processor = WeakStrongImageProcessor()
+    assert (processor.num_views, processor.count_views()) == (4, 4)
+    assert [processor.count_views(k) for k in (["pixel_values"], ["weak", "strong"], [], ["strong"])] == [1, 3, 0, 2]
+
+    def draw(keys, of=processor):
+        return of.draw([image] * of.count_views(keys), np.random.default_rng(3), keys)
+
+    unlabeled = draw(["strong", "weak"])
+    assert list(unlabeled) == ["weak", "strong"]
+    assert [v.shape for v in unlabeled.values()] == [(1, 3, 32, 32), (2, 3, 32, 32)]
+    again = draw(("weak", "strong"))
+    alone = draw(None, WeakStrongImageProcessor(views=WeakStrongImageProcessor.views[1:]))
+    for key, views in unlabeled.items():
+        assert views.tobytes() == again[key].tobytes() == alone[key].tobytes()
+    labeled = draw(["pixel_values"])
+    assert list(labeled) == ["pixel_values"]
+    np.testing.assert_array_equal(labeled["pixel_values"], unlabeled["weak"])  # each begins with the same numbers
+    every = draw(None)
+    assert list(every) == ["pixel_values", "weak", "strong"]
+    np.testing.assert_array_equal(every["pixel_values"], labeled["pixel_values"])
+    assert not np.array_equal(unlabeled["strong"][0], unlabeled["strong"][1])
+    pictures = [np.full_like(image, level) for level in (10, 20, 30)]
+    plain = WeakStrongImageProcessor(image_mean=0.0, image_std=1.0, randaugment=0, cutout=0)
+    views = plain.draw(pictures, np.random.default_rng(0), ["weak", "strong"])
+    means = [v.mean() * 255 for v in (views["weak"][0], *views["strong"])]
+    np.testing.assert_allclose(means, [10, 20, 30], atol=1e-3)
+
+
+def test_a_wrong_key_or_number_of_pictures_is_named(image):
+    processor = WeakStrongImageProcessor()
+    with pytest.raises(ValueError, match=r"no views 'stron'. Did you mean 'strong'\?"):
+        processor.count_views(["stron"])
+    with pytest.raises(ValueError, match="no views 'stron'"):
+        processor.draw([image], np.random.default_rng(0), ["weak", "stron"])
+    with pytest.raises(ValueError, match="one picture per view, 3, and got 4"):
+        processor.draw([image] * 4, np.random.default_rng(0), ["weak", "strong"])
+    assert processor.count_views("strong") == 2
+
+
+def test_strong_views_are_saved_and_seeded(tmp_path, image):
+    processor = WeakStrongImageProcessor(randaugment_magnitude=7, strong={"randaugment_p": 1.0})
+    processor.save_pretrained(tmp_path)
+    first = processor(image, seed=5)
+    loaded = WeakStrongImageProcessor.from_pretrained(tmp_path)
+    assert loaded.views[2]["randaugment_p"] == 1.0
+    assert loaded(image, seed=5)["strong"].equal(first["strong"])
+    assert not processor(image, seed=6)["strong"].equal(first["strong"])
+
+
+def test_the_native_processor_is_the_eval_processor_unless_overridden():
+    processor = WeakStrongImageProcessor()
+    assert processor.native_processor().to_dict() == processor.eval_processor().to_dict()
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4, 13])
 def test_any_channel_count(channels):
     image = np.random.default_rng(0).integers(0, 256, (50, 60, channels), dtype=np.uint8)
-    processor = MultiCropImageProcessor(num_channels=channels, rotation=5, erase_p=0.5, solarize_p=0.5)
+    strong = {"rotation": 5, "erase_p": 0.5, "solarize_p": 0.5, "randaugment": 6, "randaugment_p": 1.0, "cutout": 0.3}
+    processor = MultiCropImageProcessor(num_channels=channels, **strong)
     batch = processor(image, seed=0)
     assert batch["pixel_values"].shape == (1, 2, channels, 48, 48)
     assert torch.isfinite(batch["local_pixel_values"]).all()

@@ -112,6 +112,13 @@ def test_rotation_and_shift(small):
     assert_near(ops.warp(small, 12.0, 0, 0)[40:-40, 40:-40], theirs)
     np.testing.assert_array_equal(ops.warp(small, 0.0, 3, -5)[3:, :-5], small[:-3, 5:])
     np.testing.assert_array_equal(ops.warp(small, 0.0, 3, 0)[:3], small[3:0:-1])
+    for channels in (1, 3, 4, 13):
+        image = np.random.default_rng(0).integers(0, 256, (20, 24, channels), dtype=np.uint8)
+        mirrored = np.pad(image, ((9, 9), (9, 9), (0, 0)), mode="reflect")
+        for down, right in [(9, -9), (-4, 7), (0, 0), (-9, 0)]:
+            moved = ops.warp(image, 0.0, down, right)
+            np.testing.assert_array_equal(moved, mirrored[9 - down : 29 - down, 9 - right : 33 - right])
+            assert moved.flags.c_contiguous
 
 
 def test_normalisation_by_hand():

@@ -1,5 +1,7 @@
 """What is drawn: crop statistics against torchvision, probabilities, seeds, and the checks of a group's fields."""
 
+import hashlib
+import json
 import subprocess
 import sys
 
@@ -99,6 +101,48 @@ def test_one_field_does_not_move_the_draws_of_another():
         assert not a.sigma
 
 
+def rounded(value):
+    if isinstance(value, (tuple, list)):
+        return [rounded(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize(
+    ("fields", "digest"),
+    [
+        (dict(hflip=0.5, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, jitter_p=0.8, grayscale_p=0.2,
+              blur_p=0.5, blur_kernel=0.1), "169d11d56327ef8a"),
+        (dict(size=20, scale=[0.05, 0.4], hflip=0.5, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
+              jitter_p=0.8, grayscale_p=0.2, blur_p=0.5, solarize_p=0.2), "730e53032f25387e"),
+        (dict(scale=None, hflip=0.5, rotation=15, translate=0.125, erase_p=0.5), "8b4d6dc8d4eba0cc"),
+    ],
+)  # fmt: skip
+def test_a_recipe_draws_what_it_drew_before_randaugment_was_there(fields, digest):
+    """Digests of 50 draws made at commit 5e8312a; RandAugment and Cutout add to these draws and change none."""
+    strong = {**fields, "randaugment": 2, "cutout": 0.5}
+    old, new = np.random.default_rng(11), np.random.default_rng(11)
+    drawn = [draw_view(group(**fields), 60, 70, old) for _ in range(50)]
+    assert hashlib.sha256(json.dumps([rounded(d[:10]) for d in drawn]).encode()).hexdigest()[:16] == digest
+    assert old.random() == np.random.default_rng(11).random(50 * 100 + 1)[-1]
+    assert not any(d.randaugment or d.cutout for d in drawn)
+    assert draw_view(group(**strong), 60, 70, new)[:10] == drawn[0][:10]
+    assert new.random() == np.random.default_rng(11).random(100 + 2 + 8 + 1)[-1]
+
+
+def test_a_strong_view_takes_numbers_by_its_operations_alone():
+    def drawn(**fields):
+        rng = np.random.default_rng(5)
+        draw = draw_view(group(**fields), 60, 70, rng)
+        return draw.randaugment, draw.cutout, rng.random()
+
+    both = drawn(randaugment=2, randaugment_p=1.0, cutout=0.5)
+    assert drawn(randaugment=2, randaugment_p=1.0) == (both[0], None, both[2])
+    assert drawn(randaugment=2, randaugment_p=0.0, randaugment_magnitude=3, cutout=0.5) == ((), *both[1:])
+    more = drawn(randaugment=5, randaugment_p=1.0, cutout=0.5)
+    assert (more[0][:2], more[1]) == both[:2]
+    assert drawn(cutout=0.5)[1] == both[1]
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -115,6 +159,13 @@ def test_one_field_does_not_move_the_draws_of_another():
         ({"size": [32, 32, 3]}, ["size must be"]),
         ({"interpolation": "lanczos"}, ["interpolation must be one of nearest, bilinear, bicubic"]),
         ({"key": "pixel values"}, ["key must be a name"]),
+        ({"randaugment": 1.5}, ["randaugment must be a whole number from 0 up, not 1.5"]),
+        ({"randaugment": True}, ["randaugment must be"]),
+        ({"randaugment_magnitude": 1}, ["randaugment_magnitude must be a whole number from 2 to 10, not 1"]),
+        ({"randaugment_magnitude": 11}, ["randaugment_magnitude must be"]),
+        ({"randaugment_p": -0.1}, ["randaugment_p must be a probability from 0 to 1"]),
+        ({"cutout": 1.5}, ["cutout must be a share of the view's shorter side from 0 to 1, not 1.5"]),
+        ({"randaugmant": 2}, ["Did you mean 'randaugment'?"]),
     ],
 )
 def test_a_bad_field_is_named(fields, words):
