@@ -4,27 +4,26 @@
 broken ones. Nothing heavy is imported before it is used.
 """
 
-from importlib import import_module
-from typing import Any
+from ..lazy import lazy
 
 _HOMES = {
     "BadImageError": "decode",
     "decode_image": "decode",
     "ImageSource": "sources",
+    "LabeledRows": "labels",
+    "draw_labeled": "labels",
+    "label_names": "labels",
     "SourceError": "sources",
     "load_source": "sources",
+    "PairCollator": "pairs",
+    "PairStream": "pairs",
     "RowStream": "stream",
-    "BadImageLedger": "collator",
+    "BadImageLedger": "ledger",
     "BatchLoader": "collator",
-    "TooManyBadImages": "collator",
+    "TooManyBadImages": "ledger",
     "ViewCollator": "collator",
     "build_dataloader": "collator",
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(__name__, _HOMES)

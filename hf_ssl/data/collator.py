@@ -3,53 +3,66 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import signal
 import weakref
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from hf_ssl.data.decode import BadImageError
+from hf_ssl.data.ledger import BadImageLedger, TooManyBadImages
 from hf_ssl.data.sources import ImageSource
-from hf_ssl.data.stream import RowStream
+from hf_ssl.data.stream import RowStream, derive
 
-logger = logging.getLogger("hf_ssl.data")
+if TYPE_CHECKING:
+    from hf_ssl.data.pairs import PairCollator, PairStream
+
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
-class TooManyBadImages(RuntimeError):
-    """More images are broken than a run may leave out."""
-
-
 class ViewCollator:
-    """Rows to one batch: decode, render, draw the processor's views, stack.
+    """Rows to one batch: decode, render, draw the processor's views, stack; with `encode_text` the captions as well.
 
-    The views of a row depend on (`seed`, epoch, row number) alone, whichever worker or rank draws them. A broken image
-    gives its place to the next good one of the batch, so that shapes stay equal on every rank.
+    The views and the text of a row depend on (`seed`, epoch, row number) alone, whichever worker or rank draws them. A
+    broken image, or one without the caption that is wanted, gives its place to the next good one of the batch with all
+    that belongs to it, so that shapes stay equal on every rank.
 
     Args:
         source: decodes and renders the rows.
-        processor: anything with `num_views` and `draw(images, rng) -> {key: array}`.
+        processor: anything with `num_views` and `draw(images, rng) -> {key: array}`; for `keys` with
+            `count_views(keys)` and `draw(images, rng, keys)`.
         seed: non-negative.
         keep_columns: columns handed through: numbers as a tensor (B,), the rest as a list; also `_index`, `_epoch`.
+        keys: draw only the views of these keys.
+        encode_text: B texts -> {name: (B, ...) tensor}, which join the batch.
     """
 
-    def __init__(self, source: ImageSource, processor: Any, seed: int, keep_columns: Sequence[str] = ()):
+    def __init__(
+        self,
+        source: ImageSource,
+        processor: Any,
+        seed: int,
+        keep_columns: Sequence[str] = (),
+        keys: Sequence[str] | None = None,
+        encode_text: Callable[[list[str]], dict[str, torch.Tensor]] | None = None,
+    ):
         self.source, self.processor, self.seed = source, processor, seed
-        self.keep_columns = tuple(keep_columns)
+        self.keep_columns, self.keys, self.encode_text = tuple(keep_columns), keys, encode_text
+        self._text_seed = derive(seed, "text")  # the text must not change with the number of views, nor they with it
         self._spare: dict | None = None  # last good row, undecoded, for a batch with no good image at all
 
     def __call__(self, rows: list[dict]) -> dict[str, Any]:
         """`rows` as `RowStream` yields them -> {key: (B, ...) tensor}, the kept columns, and `_skipped`: a list."""
         batch: dict[str, Any] = {}
         skipped, good = {}, []
+        texts = [""] * len(rows)
         for i, row in enumerate(rows):
             try:
+                texts[i] = self._text(row, row)
                 self._store(batch, i, len(rows), self._views(self.source.decode(row), row))
                 good.append(i)
             except BadImageError as error:
@@ -61,24 +74,32 @@ class ViewCollator:
             shown[i] = rows[good[bisect(good, i) % len(good)]] if good else self._spare
             if shown[i] is None:
                 raise TooManyBadImages(f"No image of a whole batch can be decoded; {'; '.join(skipped.values())}.")
+            texts[i] = self._text(shown[i], rows[i])
             self._store(batch, i, len(rows), self._views(self.source.decode(shown[i]), rows[i]))
         for name in self.keep_columns:
             values = [row[name] for row in shown]
             numbers = all(isinstance(value, (int, float, np.number)) for value in values)
             batch[name] = torch.tensor(values) if numbers else values
+        if self.encode_text is not None:
+            batch.update(self.encode_text(texts))
         batch["_skipped"] = list(skipped.values())
         return batch
 
+    def _text(self, shown: dict, row: dict) -> str:
+        if self.encode_text is None:
+            return ""
+        return self.source.caption(shown, np.random.default_rng((self._text_seed, row["_epoch"], row["_index"])))
+
     def _views(self, picture: np.ndarray, row: dict) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, row["_epoch"], row["_index"]))
-        count = self.processor.num_views
+        count = self.processor.num_views if self.keys is None else self.processor.count_views(self.keys)
         render = self.source.render
         if render is not None and self.source.random_render:
             images = [render(picture, rng) for _ in range(count)]
         else:
             images = [picture if render is None else render(picture, rng)] * count
         try:
-            return self.processor.draw(images, rng)
+            return self.processor.draw(images, rng, *(() if self.keys is None else (self.keys,)))
         except Exception as error:
             raise RuntimeError(
                 f"The processor fails on {self.source.where(row)}, {picture.shape[1]} x {picture.shape[0]} pixels, "
@@ -99,71 +120,6 @@ class ViewCollator:
             batch[key].numpy()[i] = value
 
 
-class BadImageLedger:
-    """Which images were left out, over the whole run. A file met again in a later epoch counts once.
-
-    Args:
-        total: images in the dataset, where that is known.
-    """
-
-    MAX_NAMES = 1000  # listed and logged; all are counted
-
-    def __init__(self, total: int | None = None):
-        self.total = total
-        self.seen = 0
-        self.skipped = 0  # occasions, over all epochs
-        self._known: dict[str, None] = {}  # "where: reason" of each broken image, in the order met
-
-    @property
-    def names(self) -> list[str]:
-        """The first `MAX_NAMES` broken images, as "where: reason"."""
-        return list(self._known)[: self.MAX_NAMES]
-
-    @property
-    def distinct(self) -> int:
-        return len(self._known)
-
-    def update(self, skipped: Sequence[str], seen: int) -> None:
-        """Count one batch of `seen` images; a broken image is logged when it is met first."""
-        self.seen += seen
-        self.skipped += len(skipped)
-        for name in skipped:
-            if name not in self._known:
-                self._known[name] = None
-                if self.distinct <= self.MAX_NAMES:
-                    logger.warning("image left out: %s", name)
-
-    def check(self, max_fraction: float = 0.01, minimum_seen: int = 1000) -> None:
-        """Raise TooManyBadImages when more than `max_fraction` of the dataset's images turned out broken.
-
-        Where the dataset's length is unknown: of the images seen so far, or of `minimum_seen` while those are fewer.
-        """
-        of = self.total if self.total is not None else max(self.seen, minimum_seen)
-        if self.distinct <= max_fraction * of:
-            return
-        shown = "; ".join(self.names[:5]) + (f"; and {self.distinct - 5} more" if self.distinct > 5 else "")
-        raise TooManyBadImages(
-            f"{self.distinct} images cannot be decoded, more than {max_fraction:.2%} of {of:,}, so the run stops: "
-            f"{shown}. Repair or remove them, or raise max_bad_fraction."
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that was counted, as JSON types."""
-        return {"seen": self.seen, "skipped": self.skipped, "names": list(self._known)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen, self.skipped = state["seen"], state["skipped"]
-        self._known = dict.fromkeys(state["names"])
-
-    @classmethod
-    def merged(cls, states: Sequence[dict[str, Any]], total: int | None = None) -> BadImageLedger:
-        """The ledger of all ranks from their `state_dict`s; every rank that checks it comes to the same answer."""
-        ledger = cls(total)
-        ledger.seen, ledger.skipped = sum(s["seen"] for s in states), sum(s["skipped"] for s in states)
-        ledger._known = dict.fromkeys(name for state in states for name in state["names"])
-        return ledger
-
-
 class BatchLoader:
     """Batches of views, one epoch per iteration, from one endless stream that goes on where the last iteration ended.
 
@@ -173,12 +129,19 @@ class BatchLoader:
     decides, so it can still save.
     """
 
-    def __init__(self, stream: RowStream, collator: ViewCollator, num_workers: int, pin_memory: bool, prefetch: int):
+    def __init__(
+        self,
+        stream: RowStream | PairStream,
+        collator: ViewCollator | PairCollator,
+        num_workers: int,
+        pin_memory: bool,
+        prefetch: int,
+    ):
         self.dataset, self.collator, self.batch_size = stream, collator, stream.batch_size
         self.num_workers, self.pin_memory, self.prefetch = num_workers, pin_memory, prefetch
         self.steps_per_epoch = stream.steps_per_epoch
         self.position = stream.start_batch
-        self.ledger = BadImageLedger(stream.source.num_rows)
+        self.ledger = BadImageLedger(stream.num_images)
         self._batches: Iterator[dict] | None = None
         atexit.register(
             _close, weakref.ref(self)
@@ -226,7 +189,7 @@ class BatchLoader:
                 f"A data-loading worker died at batch {self.position} ({type(error).__name__}: {error}). It was most "
                 "likely killed for memory: use fewer workers (dataloader_num_workers) or a smaller batch."
             ) from error
-        self.ledger.update(batch.pop("_skipped"), self.batch_size)
+        self.ledger.update(batch.pop("_skipped"), self.dataset.images_per_batch)
         self.position += 1
         return batch
 
@@ -258,16 +221,41 @@ def build_dataloader(
     keep_columns: Sequence[str] = (),
     pin_memory: bool | None = None,
     prefetch: int = 2,
+    labeled: ImageSource | None = None,
+    ratio: int = 0,
+    encode_text: Callable[[list[str]], dict[str, torch.Tensor]] | None = None,
 ) -> BatchLoader:
     """Batches of `batch_size` images' views for this rank, from batch `start_batch` of the run on.
 
     A run that was stopped after k batches and one started with `start_batch=k` give the same batches from k on, for a
     streamed source with the same number of workers. `pin_memory` is on with CUDA; `prefetch` is batches per worker.
+
+    With `labeled` (see `draw_labeled`) a batch holds `batch_size` of its rows and `ratio` times as many of `source`:
+    see `PairCollator`. With `encode_text` it also holds the source's captions, encoded.
+
+    Raises:
+        ValueError: bad arguments, or fewer rows than one batch over all ranks.
+        SourceError: captions are wanted and there are none.
     """
-    columns = [name for name in keep_columns if not name.startswith("_")]
-    stream = RowStream(source, batch_size, rank, world_size, seed, shuffle, shuffle_buffer, start_batch, columns)
     pin = torch.cuda.is_available() if pin_memory is None else pin_memory
-    return BatchLoader(stream, ViewCollator(source, processor, seed, keep_columns), num_workers, pin, prefetch)
+    if labeled is not None:
+        from hf_ssl.data.pairs import PairCollator, PairStream
+
+        if keep_columns or encode_text is not None:
+            raise ValueError(
+                "keep_columns and encode_text are for one stream, not for labelled and unlabelled images."
+            )
+        pairs = PairStream(
+            labeled, source, batch_size, ratio, rank, world_size, seed, shuffle_buffer, start_batch, shuffle
+        )
+        return BatchLoader(pairs, PairCollator(labeled, source, processor, seed, ratio), num_workers, pin, prefetch)
+    columns = [name for name in keep_columns if not name.startswith("_")]
+    if encode_text is not None:
+        source.require_captions()
+        columns += source.caption_columns
+    stream = RowStream(source, batch_size, rank, world_size, seed, shuffle, shuffle_buffer, start_batch, columns)
+    collator = ViewCollator(source, processor, seed, keep_columns, encode_text=encode_text)
+    return BatchLoader(stream, collator, num_workers, pin, prefetch)
 
 
 def _prepare_worker(worker: int) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_ssl.data.captions import Captions
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -45,6 +47,22 @@ def load_emoji(split: str = "train") -> Dataset:
     features["image"] = Image(decode=False)
     # The licence texts stay in the file: in memory the schema says only what `datasets` needs.
     return Dataset(table.cast(features.arrow_schema))
+
+
+class KeywordCaptions(Captions):
+    """The name is the caption. For training the text is the name, then k of the n keywords in random order.
+
+    Joined by ", "; k is 0 to n, all equally likely, and so is every choice and order of k keywords.
+    """
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column, "keywords")
+
+    def draw(self, row: dict, rng: np.random.Generator) -> str:
+        keywords = row["keywords"]
+        count = rng.integers(len(keywords) + 1)
+        return ", ".join([*self.texts(row), *(keywords[i] for i in rng.permutation(len(keywords))[:count])])
 
 
 def foreground(rgba: np.ndarray) -> np.ndarray:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
+from hf_ssl.data.captions import FILE_COLUMN
 from hf_ssl.data.shards import SourceError
 
 if TYPE_CHECKING:
@@ -45,6 +49,11 @@ _SPLIT_NAMES = {
 _SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
 
 
+def is_test(split: str) -> bool:
+    """Whether `split` is a test split, by any of its usual names."""
+    return _SPLIT_OF.get(split) == "test"
+
+
 def pick_split(spec: str, split: str, available: Iterable[str]) -> str:
     """The name under which `available` holds `split` (val is validation); SourceError lists what there is."""
     available = list(available)
@@ -72,11 +81,15 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
-def image_folder(spec: str, root: str, images: list[str], split: str) -> Dataset:
-    """The pictures below `root` by path, none opened; a `label` where each lies in exactly one class folder."""
+def image_folder(spec: str, root: str, files: list[str], split: str) -> Dataset:
+    """The pictures among the `files` below `root`, none opened; a `label` where each lies in exactly one class folder.
+
+    The columns of a metadata.csv or metadata.jsonl with `file_name` are added (its `label` comes first), and
+    `caption_file`, the path of `<image>.txt`, where any image has one.
+    """
     import datasets
 
-    parts = [name.split(os.sep) for name in images]
+    parts = [name.split(os.sep) for name in files if is_image(name)]
     tops = {part[0] for part in parts if len(part) > 1}
     splits = {top for top in tops if top in _SPLIT_OF}
     # "train" alone among other folders may well be a class (of vehicles)
@@ -92,12 +105,62 @@ def image_folder(spec: str, root: str, images: list[str], split: str) -> Dataset
     if len(classes) > 1 and all(len(part) == depth + 2 for part in parts):
         # one numbering over all splits, so that a class has the same number in each
         columns["label"], features["label"] = [], datasets.ClassLabel(names=classes)
-    for part in parts:
-        if chosen in (None, part[0]):
-            columns["image"].append(os.path.join(os.path.abspath(root), *part))
-            if "label" in columns:
-                columns["label"].append(classes.index(part[depth]))
+    parts = [part for part in parts if chosen in (None, part[0])]
+    columns["image"] = [os.path.join(os.path.abspath(root), *part) for part in parts]
+    if "label" in columns:
+        columns["label"] = [classes.index(part[depth]) for part in parts]
+    known = set(files)
+    texts = [os.path.splitext(os.path.join(*part))[0] + ".txt" for part in parts]
+    if any(text in known for text in texts):
+        columns[FILE_COLUMN] = [os.path.join(os.path.abspath(root), t) if t in known else None for t in texts]
+    for name, values in _metadata(root, files, ["/".join(part) for part in parts]).items():
+        columns[name] = values
+        features.pop(name, None)
+    for name in [name for name in columns if name not in features]:
+        try:
+            features[name] = datasets.features.features.generate_from_arrow_type(pa.array(columns[name]).type)
+        except pa.ArrowException as error:
+            raise SourceError(f"{spec}: the metadata column {name!r} mixes kinds of values: {error}") from error
     return datasets.Dataset.from_dict(columns, features=features)
+
+
+def _metadata(root: str, files: list[str], images: list[str]) -> dict[str, list]:
+    """Column -> one value for each of `images`, None where no metadata file names it."""
+    rows: dict[str, dict[str, Any]] = {}
+    for file in files:
+        folder, name = os.path.split(file)
+        if name not in ("metadata.csv", "metadata.jsonl"):
+            continue
+        path = os.path.join(root, file)
+        for number, row in _table(path):
+            if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+                raise SourceError(
+                    f"{path}, line {number}: there is no file_name; each row names its image, relative to {name}."
+                )
+            rows[os.path.normpath(os.path.join(folder, row.pop("file_name"))).replace(os.sep, "/")] = row
+    names = dict.fromkeys(name for row in rows.values() for name in row if name != "image")
+    return {name: [rows.get(image, {}).get(name) for image in images] for name in names}
+
+
+def _table(path: str) -> Iterator[tuple[int, Any]]:
+    """(line, row) of a .csv or .jsonl file. In a CSV nothing is None, and a column of whole numbers holds ints."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if path.endswith(".jsonl"):
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield number, json.loads(line)
+                return
+            reader = csv.DictReader(file)
+            lines = [(reader.line_num, {k: v or None for k, v in row.items() if isinstance(k, str)}) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise SourceError(f"{path} cannot be read as a table: {error}") from error
+    for name in reader.fieldnames or ():
+        if name != "file_name" and all(re.fullmatch(r"-?\d{1,18}", row.get(name) or "0") for _, row in lines):
+            lines = [
+                (number, {**row, name: int(value) if (value := row.get(name)) else None}) for number, row in lines
+            ]
+    yield from lines
 
 
 def shard_files(spec: str, files: list[str], split: str) -> tuple[list[str], str]:
@@ -117,7 +180,6 @@ def shard_files(spec: str, files: list[str], split: str) -> tuple[list[str], str
 def fashion_mnist(split: str) -> tuple[Dataset, str]:
     """Debian's dataset-fashion-mnist, (28, 28) grey, as undecoded PGM files in memory, and the split's name."""
     import datasets
-    import pyarrow as pa
 
     split = pick_split("fashion-mnist", split, ["train", "test"])
     stem = FASHION_MNIST / ("train" if split == "train" else "t10k")

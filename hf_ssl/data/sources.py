@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_ssl.data import local
-from hf_ssl.data.decode import decode_image
+from hf_ssl.data.captions import Captions, find_captions
+from hf_ssl.data.decode import BadImageError, decode_image
 from hf_ssl.data.shards import DatasetShards, ParquetShards, SourceError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 BUILT_IN = ("emoji", "emoji:placed", "fashion-mnist")
 ACCEPTED = (
     f"one of {', '.join(BUILT_IN)}; a folder of images; a .parquet or .tar (webdataset) file, glob or folder of them; "
-    "or a Hub dataset owner/name or owner/name:config"
+    "a Hub dataset owner/name or owner/name:config; or a dataset of the `datasets` library"
 )
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_NAMES = ("label", "labels", "cls", "class")
@@ -46,8 +47,12 @@ class ImageSource:
     random_render: bool = True  # False: `render` draws nothing, so one picture serves all views
     dtype: str | None = None  # of an array column: its rows are nested lists, which have none
     shards: Any = field(default=None, repr=False)  # reader of a streamed source
+    caption_column: str | None = None
+    texts: Captions | None = None  # how captions are read; by default as they stand in `caption_column`
 
     def __post_init__(self) -> None:
+        if self.texts is None and self.caption_column is not None:
+            self.texts = Captions(self.caption_column)
         if self.is_stream and self.shards is None:
             self.shards = DatasetShards(self.dataset)
 
@@ -83,39 +88,81 @@ class ImageSource:
         picture = self.decode(row)
         return picture if self.render is None else self.render(picture, np.random.default_rng(index))
 
+    @property
+    def has_captions(self) -> bool:
+        return self.texts is not None
+
+    @property
+    def caption_columns(self) -> tuple[str, ...]:
+        """The columns that `caption` needs beside `image`."""
+        return () if self.texts is None else self.texts.columns
+
+    def require_captions(self) -> Captions:
+        """How captions are read, or a SourceError that says what to do."""
+        if self.texts is None:
+            columns = ", ".join(self.dataset.column_names or ("unknown",))
+            raise SourceError(
+                f"{self.name} (split {self.split}) has no captions; its columns are {columns}. Name the one that "
+                "holds the texts with --caption_column (caption_column=...)."
+            )
+        return self.texts
+
+    def captions(self, row: dict) -> list[str]:
+        """All texts of a row, the canonical one first. BadImageError: it has none; SourceError: no row has any."""
+        how = self.require_captions()
+        if not (texts := how.texts(row)):
+            raise BadImageError(self.where(row), f"the row has no caption ({how.name} is empty)")
+        return texts
+
+    def caption(self, row: dict, rng: np.random.Generator) -> str:
+        """One text of the row for training, drawn by `rng`; errors as `captions`."""
+        self.captions(row)
+        return self.require_captions().draw(row, rng)
+
     def where(self, row: dict) -> str:
         """What a message calls this row: its file if it is one, else its number and the name stored with it."""
-        value, index = row["image"], row.get("_index")
+        value, index = row["image"], row.get("_row", row.get("_index"))
         path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
         if path and (not isinstance(value, dict) or value.get("bytes") is None):
             return path
         place = self.name
         if index is not None:
-            place = self.shards.locate(index, self.name) if self.is_stream else f"row {index} of {self.name}"
+            place = self.shards.locate(index, self.name) if self.shards else f"row {index} of {self.name}"
         return f"{path} ({place})" if path else place
 
 
 def load_source(
-    spec: str,
+    spec: str | os.PathLike | Dataset | IterableDataset,
     split: str = "train",
     streaming: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
     channels: int | None = None,
+    caption_column: str | None = None,
 ) -> ImageSource:
     """Find the images that `spec` names, without decoding any.
 
     Args:
-        spec: `emoji`, `emoji:placed`, `fashion-mnist`, a folder, a parquet or webdataset file, glob or folder, or a
-            Hub id `owner/name[:config]`. What exists on disk comes before the Hub.
+        spec: `emoji`, `emoji:placed`, `fashion-mnist`, a folder, a parquet or webdataset file, glob or folder, a Hub
+            id `owner/name[:config]`, or a dataset of the `datasets` library. What exists on disk comes before the Hub.
         split: train, validation, test or any name the source has. A source without splits is all `train`.
         streaming: read shards as they come; otherwise, and for built-in sets and folders, any row can be asked for.
         image_column, label_column: their names, where they cannot be told from the columns' types and names.
         channels: of the pictures; by default the source's own (3 for image files).
+        caption_column: the texts: strings or lists of strings; "column.field" for a field of a column of records. By
+            default the first column called caption, text, txt, sentence, description or alt (or their plurals). In
+            folders `<image>.txt` beside an image holds its texts, one a line, or a metadata.csv or .jsonl does.
 
     Raises:
         SourceError: nothing that can be read, no such split, or no such column; says what there is.
     """
+    if hasattr(spec, "column_names"):
+        name = getattr(getattr(spec, "info", None), "dataset_name", None) or "the dataset given"
+        source = _from_dataset(name, spec, str(getattr(spec, "split", None) or split), image_column, [])
+        return _finish(source, label_column, caption_column, channels)
+    if not isinstance(spec, (str, os.PathLike)):
+        raise SourceError(f"A {type(spec).__name__} is no dataset that is known here. Give {ACCEPTED}.")
+    spec = os.fspath(spec)
     path = os.path.expanduser(spec)
     if spec in ("emoji", "emoji:placed"):
         source = _emoji(spec, split)
@@ -124,7 +171,16 @@ def load_source(
         source = ImageSource(spec, dataset, split, ("label",), channels=1)
     else:
         dataset, split, parquet = _open(spec, path, split, streaming)
-        source = _from_dataset(spec, dataset, split, image_column, label_column, parquet)
+        source = _from_dataset(spec, dataset, split, image_column, parquet)
+    return _finish(source, label_column, caption_column, channels)
+
+
+def _finish(
+    source: ImageSource, label_column: str | None, caption_column: str | None, channels: int | None
+) -> ImageSource:
+    """Find what stands beside the image."""
+    _find_labels(source, label_column)
+    _find_captions(source, caption_column)
     if channels is not None:
         source.channels = channels
     return source
@@ -134,8 +190,8 @@ def _open(spec: str, path: str, split: str, streaming: bool) -> tuple[Any, str, 
     """The dataset a path or Hub id names, its split's name, and its parquet files where those are local."""
     if os.path.isdir(path):
         names = local.walk(path)
-        if images := [name for name in names if local.is_image(name)]:
-            return local.image_folder(spec, path, images, split), split, []
+        if any(local.is_image(name) for name in names):
+            return local.image_folder(spec, path, names, split), split, []
         for extension in (".parquet", ".tar"):
             if files := [os.path.join(path, name) for name in names if name.endswith(extension)]:
                 return _shard_files(spec, files, split, streaming)
@@ -153,10 +209,11 @@ def _open(spec: str, path: str, split: str, streaming: bool) -> tuple[Any, str, 
 
 
 def _emoji(spec: str, split: str) -> ImageSource:
-    from hf_ssl.data.emoji import load_emoji, place
+    from hf_ssl.data.emoji import KeywordCaptions, load_emoji, place
 
     split = local.pick_split(spec, split, ["train", "test", "all"])
     source = ImageSource(spec, load_emoji(split), split, ("group", "subgroup"), keep_alpha=True)
+    source.caption_column, source.texts = "name", KeywordCaptions("name")
     source.random_render = spec == "emoji:placed"
     source.render = place if source.random_render else _centre
     return source
@@ -210,10 +267,8 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300]}{'' if text.endswith('.') else '.'}"
 
 
-def _from_dataset(
-    spec: str, dataset: Any, split: str, image_column: str | None, label_column: str | None, parquet: list[str]
-) -> ImageSource:
-    """Find the image and label columns, leave images undecoded, and call the image column `image`."""
+def _from_dataset(spec: str, dataset: Any, split: str, image_column: str | None, parquet: list[str]) -> ImageSource:
+    """Find the image column, leave images undecoded, and call it `image`."""
     import datasets
 
     features = dataset.features
@@ -226,18 +281,48 @@ def _from_dataset(
     if name != "image":
         dataset = dataset.remove_columns("image") if "image" in features else dataset
         dataset = dataset.rename_column(name, "image")
-    if label_column is not None and label_column not in features:
-        raise SourceError(f"{spec} has no column {label_column!r}; its columns are {', '.join(features)}.")
-    labels = tuple(
-        key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel) or key in _LABEL_NAMES
-    )
-    source = ImageSource(spec, dataset, split, (label_column,) if label_column else labels)
+    source = ImageSource(spec, dataset, split)
     if parquet and source.is_stream:
         source.shards = ParquetShards(parquet, name)
     shape, source.dtype = _array_type(features[name])
     if shape is not None or source.dtype is not None:
         source.channels = _channels(shape or np.asarray(_first(source)).shape)
     return source
+
+
+def _features(source: ImageSource) -> dict[str, Any]:
+    """The columns and their types; for a stream that declares none, of its first row, every type unknown."""
+    import datasets
+
+    if source.dataset.features is not None:
+        return source.dataset.features
+    first: dict = next(iter(source.dataset.iter(batch_size=1)), {})
+    return {name: datasets.Value("null") for name in first}
+
+
+def _find_labels(source: ImageSource, asked: str | None) -> None:
+    import datasets
+
+    features = _features(source)
+    if asked is not None:
+        if asked not in features:
+            raise SourceError(f"{source.name} has no column {asked!r}; its columns are {', '.join(features)}.")
+        source.labels = (asked,)
+    elif not source.labels:
+        source.labels = tuple(
+            key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel) or key in _LABEL_NAMES
+        )
+
+
+def _find_captions(source: ImageSource, asked: str | None) -> None:
+    if asked is None and source.has_captions:
+        return
+    try:
+        source.texts = find_captions(_features(source), asked, source.labels)
+    except ValueError as error:
+        raise SourceError(f"{source.name} {error}") from error
+    source.caption_column = None if source.texts is None else source.texts.name
+    source.labels = tuple(name for name in source.labels if name != asked)
 
 
 def _image_column(spec: str, features: Any, asked: str | None) -> str:

@@ -27,6 +27,21 @@ from hf_ssl.data.sources import ImageSource
 logger = logging.getLogger("hf_ssl.data")
 
 
+def derive(seed: int, purpose: str) -> int:
+    """A seed of its own for `purpose`, so that what is drawn for it shares no random number with what `seed` draws."""
+    words = np.random.SeedSequence((seed, *purpose.encode())).generate_state(2)
+    return int(words[0]) << 32 | int(words[1])
+
+
+def check_numbers(rank: int, world_size: int, **values: tuple[int, int]) -> None:
+    """ValueError for the first `name=(value, lowest)` that is below its lowest, and for a rank that does not exist."""
+    for name, (value, low) in values.items():
+        if value < low:
+            raise ValueError(f"{name} is {value}; it must be at least {low}.")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank}, but with world_size {world_size} it lies between 0 and {world_size - 1}.")
+
+
 class RowStream(torch.utils.data.IterableDataset):
     """Endless undecoded rows for one rank; DataLoader workers split them in whole batches.
 
@@ -58,18 +73,8 @@ class RowStream(torch.utils.data.IterableDataset):
         start_batch: int = 0,
         columns: Sequence[str] | None = None,
     ):
-        for name, value, low in (
-            ("batch_size", batch_size, 1),
-            ("shuffle_buffer", shuffle_buffer, 1),
-            ("seed", seed, 0),
-            ("start_batch", start_batch, 0),
-        ):
-            if value < low:
-                raise ValueError(f"{name} is {value}; it must be at least {low}.")
-        if not 0 <= rank < world_size:
-            raise ValueError(
-                f"rank is {rank}, but with world_size {world_size} it lies between 0 and {world_size - 1}."
-            )
+        atleast = {"batch_size": (batch_size, 1), "shuffle_buffer": (shuffle_buffer, 1), "seed": (seed, 0)}
+        check_numbers(rank, world_size, **atleast, start_batch=(start_batch, 0))
         self.source, self.batch_size, self.rank, self.world_size = source, batch_size, rank, world_size
         self.seed, self.shuffle, self.shuffle_buffer, self.start_batch = seed, shuffle, shuffle_buffer, start_batch
         self.columns = None if columns is None else ["image", *(name for name in columns if name != "image")]
@@ -86,6 +91,15 @@ class RowStream(torch.utils.data.IterableDataset):
                     f"{source.name} (split {source.split}) has {rows} images, fewer than one batch of {batch_size} on "
                     f"each of {world_size} process(es). Use a smaller batch size or more images."
                 )
+
+    @property
+    def num_images(self) -> int | None:
+        """Distinct images of the data, where that is known."""
+        return self.source.num_rows
+
+    @property
+    def images_per_batch(self) -> int:
+        return self.batch_size
 
     def __iter__(self) -> Iterator[dict]:
         info = torch.utils.data.get_worker_info()
