@@ -12,11 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 Backbone = Any  # a native PreTrainedModel; nn.Module types every attribute as Tensor | Module
 
 # A backbone for a few thousand small pictures (32–64 px), for one GPU day at 224 px, and the usual sizes in between.
 PRESETS: dict[str, dict[str, Any]] = {
+    "resnet-pico": {
+        "model_type": "resnet", "embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1],
+        "layer_type": "basic",
+    },
     "resnet-nano": {
         "model_type": "resnet", "embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1],
         "layer_type": "basic",
@@ -58,6 +63,8 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
 
 def feature_dim(backbone: Backbone) -> int:
     """Width D of ``features``."""
+    if is_image_text(backbone):
+        return backbone.config.projection_dim
     if hasattr(backbone, "timm_model"):
         return backbone.timm_model.num_features
     config = backbone.config
@@ -69,8 +76,25 @@ def feature_dim(backbone: Backbone) -> int:
     return width
 
 
+def is_image_text(backbone: Backbone) -> bool:
+    """Whether it is a native CLIPModel or dual encoder: an image tower and a text tower with projections."""
+    return hasattr(backbone, "visual_projection") and hasattr(backbone, "text_model")
+
+
+def unwrap(model: Backbone) -> Backbone:
+    """The base model in a native image classifier, the image tower of two; others, timm's too, are their own."""
+    if is_image_text(model):
+        return model.vision_model
+    is_classifier = type(model).__name__.endswith("ForImageClassification") and not hasattr(model, "timm_model")
+    return model.base_model if is_classifier else model  # DINOv3's own base_model is not the whole of it
+
+
 def _tokens(backbone: Backbone, pixel_values: Tensor, **kwargs: Any) -> Any:
     """The native forward pass, positions interpolated to the input's size where the model can."""
+    timm_model: Any = getattr(backbone, "timm_model", None)
+    if getattr(timm_model, "num_classes", 0):  # timm's classifier is its own base model: stop before its last layer
+        hidden = timm_model.forward_features(pixel_values)
+        return BaseModelOutputWithPooling(hidden, timm_model.forward_head(hidden, pre_logits=True))
     if "interpolate_pos_encoding" in inspect.signature(type(backbone).forward).parameters:
         # At the native size there is nothing to resize, and transformers' resizing takes every table for a square one.
         kwargs["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != image_size(backbone.config)
@@ -95,8 +119,28 @@ def pool(backbone: Backbone, outputs: Any) -> Tensor:
 
 
 def features(backbone: Backbone, pixel_values: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, D): what kNN, probes and retrieval use, and what a plain ``AutoModel`` user reads off."""
-    return pool(backbone, _tokens(backbone, pixel_values))
+    """(B, C, H, W) -> (B, D): what kNN, probes and retrieval use, and what a plain ``AutoModel`` user reads off.
+
+    Of an image-text model: the image in the joint space, projected and not normalised (``get_image_features``).
+    """
+    base = unwrap(backbone)
+    outputs = _tokens(base, pixel_values)
+    return backbone.visual_projection(outputs.pooler_output) if is_image_text(backbone) else pool(base, outputs)
+
+
+def classify(classifier: Backbone, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """One pass of a native image classifier: (B, C, H, W) -> logits (B, K) and ``features`` (B, D)."""
+    timm_model = getattr(classifier, "timm_model", None)
+    if timm_model is not None:
+        hidden = timm_model.forward_features(pixel_values)
+        return timm_model.forward_head(hidden), timm_model.forward_head(hidden, pre_logits=True)
+    base, seen = unwrap(classifier), []
+    handle = base.register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        logits = _tokens(classifier, pixel_values).logits
+    finally:
+        handle.remove()
+    return logits, pool(base, seen[0])
 
 
 def num_prefix_tokens(backbone: Backbone) -> int:
@@ -109,6 +153,7 @@ def num_prefix_tokens(backbone: Backbone) -> int:
 
 def patch_tokens(backbone: Backbone, pixel_values: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, N, D): patch tokens (or the last feature map's pixels) row by row, no class token."""
+    backbone = unwrap(backbone)
     hidden = _tokens(backbone, pixel_values).last_hidden_state
     if hidden.ndim == 4:
         channels_last = (
@@ -138,6 +183,7 @@ def last_attention(backbone: Backbone, pixel_values: Tensor) -> Tensor:
 
     Raises ValueError for models without a class token or without attention (convolutional networks, Swin, timm).
     """
+    backbone = unwrap(backbone)
     if not has_cls(backbone):
         raise ValueError(f"{type(backbone).__name__} has no class token whose attention could be read")
     before = backbone.config._attn_implementation

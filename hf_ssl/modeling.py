@@ -36,7 +36,8 @@ class SSLConfig(PreTrainedConfig):
 @dataclass
 class SSLOutput(ModelOutput):
     """loss: mean over the local batch (None without training views). embeddings: (B or V·B, D) backbone features.
-    metrics: detached scalars, averaged over micro-batches and ranks and logged by the trainer."""
+    metrics: detached scalars or vectors (histograms), averaged over micro-batches and ranks and logged by the trainer.
+    """
 
     loss: Tensor | None = None
     embeddings: Tensor | None = None
@@ -75,7 +76,9 @@ class SSLModel(PreTrainedModel):
     processor_class: ClassVar[type[SSLImageProcessor]]
     lr_scaling: ClassVar[tuple[str, int]] = ("linear", 256)  # lr = base · batch/256; "sqrt" and "none" exist
     default_arguments: ClassVar[dict[str, Any]] = {}
+    default_backbone: ClassVar[str] = "resnet-50"  # a preset of ``backbones.PRESETS``
     can_collapse: ClassVar[bool] = True  # whether one answer for all images could satisfy the loss
+    teacher_buffers: ClassVar[bool] = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
     backbone: Any  # a native PreTrainedModel
     step: Tensor
     total_steps: Tensor
@@ -83,7 +86,7 @@ class SSLModel(PreTrainedModel):
     def __init__(self, config: SSLConfig):
         super().__init__(config)
         assert isinstance(config.backbone_config, PreTrainedConfig)  # the config class made it one
-        self.backbone = backbones.build(config.backbone_config)
+        self.backbone = self.build_backbone(config.backbone_config)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("total_steps", torch.ones((), dtype=torch.int64))
 
@@ -92,6 +95,10 @@ class SSLModel(PreTrainedModel):
         self.train(self.training)  # a model that was never told its mode has a frozen teacher as well
 
     # --- what a method may override -------------------------------------------------------------------------------
+
+    def build_backbone(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """The native model of ``config`` that the method trains, with random weights."""
+        return backbones.build(config)
 
     def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         """(student, teacher) pairs that follow each other by EMA."""
@@ -111,6 +118,10 @@ class SSLModel(PreTrainedModel):
     def update_state(self) -> None:
         """Called once per optimiser step, after it: centres, queues and other non-gradient state."""
 
+    def log_metrics(self, means: dict[str, Any]) -> dict[str, Any]:
+        """What is logged of ``metrics``' means over a logging window, e.g. the ratio of two of them."""
+        return means
+
     # --- what every method has ------------------------------------------------------------------------------------
 
     @property
@@ -126,7 +137,7 @@ class SSLModel(PreTrainedModel):
         """
         progress = float(self.progress) if progress is None else progress
         for student, teacher in self.teachers():
-            momentum.ema_update(student, teacher, self.teacher_momentum(progress))
+            momentum.ema_update(student, teacher, self.teacher_momentum(progress), self.teacher_buffers)
         self.update_state()
         self.step.add_(1)
 
@@ -147,7 +158,7 @@ class SSLModel(PreTrainedModel):
         """As ``nn.Module.train``; also re-freezes what must not train (``from_pretrained`` unfreezes everything)."""
         super().train(mode)
         for _, teacher in self.teachers():
-            momentum.teacher_mode(teacher, mode)
+            momentum.teacher_mode(teacher, mode and not self.teacher_buffers)
         for parameter in self.frozen_parameters():
             parameter.requires_grad_(False)
         return self

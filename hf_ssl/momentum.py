@@ -24,17 +24,23 @@ def copy_state(student: nn.Module, teacher: nn.Module) -> None:
 
 
 @torch.no_grad()
-def ema_update(student: nn.Module, teacher: nn.Module, momentum: float | Tensor) -> None:
-    """teacher ← momentum · teacher + (1 − momentum) · student, parameters only.
+def ema_update(student: nn.Module, teacher: nn.Module, momentum: float | Tensor, buffers: bool = False) -> None:
+    """teacher ← momentum · teacher + (1 − momentum) · student, parameters only, or ``buffers`` as well.
 
-    BatchNorm buffers are left out on purpose: the teacher runs its BatchNorm in training mode and owns its statistics
-    (as in the published code of BYOL, MoCo v3 and DINO). ``momentum`` is a number on the host: no device sync.
+    A teacher that runs in training mode owns its BatchNorm statistics (as in the published code of BYOL, MoCo v3 and
+    DINO): its buffers are left out. A teacher that never runs would keep its initial statistics for ever, and those
+    are what evaluation uses: ``buffers=True`` averages the floating buffers too and copies the others (counters,
+    index tables), as google-research/fixmatch does for ImageNet. ``momentum`` is a number on the host: no device sync.
     """
-    targets: list[Tensor] = list(teacher.parameters())
-    sources = list(student.parameters())
-    torch._foreach_lerp_(
-        targets, [s.to(t.dtype) for t, s in zip(targets, sources, strict=True)], 1.0 - float(momentum)
-    )
+    pairs: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    if buffers:
+        for target, source in zip(teacher.buffers(), student.buffers(), strict=True):
+            if target.is_floating_point():
+                pairs.append((target, source))
+            else:
+                target.copy_(source)
+    targets: list[Tensor] = [target for target, _ in pairs]
+    torch._foreach_lerp_(targets, [source.to(target.dtype) for target, source in pairs], 1.0 - float(momentum))
 
 
 def teacher_mode(teacher: nn.Module, training: bool) -> None:

@@ -30,6 +30,19 @@ def test_ema_by_hand_parameters_only(m) -> None:
     assert not teacher[1].running_mean.any()  # the teacher owns its statistics
 
 
+def test_ema_of_buffers_averages_statistics_and_copies_counters() -> None:
+    model, teacher = student(), student()
+    model[1].running_mean.fill_(4.0)
+    model[1].running_var.fill_(3.0)
+    model[1].num_batches_tracked.fill_(7)
+    momentum.ema_update(model, teacher, 0.75, buffers=True)
+    assert torch.equal(teacher[1].running_mean, torch.full((4,), 1.0))  # ¾ · 0 + ¼ · 4
+    assert torch.equal(teacher[1].running_var, torch.full((4,), 1.5))  # ¾ · 1 + ¼ · 3
+    assert teacher[1].num_batches_tracked == 7 and teacher[1].num_batches_tracked.dtype == torch.int64
+    momentum.ema_update(model, teacher, 0.0, buffers=True)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in teacher.state_dict().items())
+
+
 def test_ema_of_another_precision() -> None:
     model, teacher = student(), student()
     want = 0.5 * teacher[0].weight.detach() + 0.5 * model[0].weight.detach().bfloat16().float()
@@ -40,6 +53,10 @@ def test_ema_of_another_precision() -> None:
 def test_ema_of_different_models_is_an_error() -> None:
     with pytest.raises(ValueError):
         momentum.ema_update(nn.Sequential(student(), nn.Linear(2, 2)), student(), 0.5)
+    plain = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Dropout(0.5))  # as many parameters, no statistics
+    momentum.ema_update(plain, student(), 0.5)
+    with pytest.raises(ValueError):
+        momentum.ema_update(plain, student(), 0.5, buffers=True)
 
 
 def test_copy_state_spares_what_a_checkpoint_filled() -> None:

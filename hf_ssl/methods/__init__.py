@@ -8,7 +8,9 @@ if TYPE_CHECKING:
 
 # command-line name -> (module, stem of the class names: <stem>Config, <stem>ImageProcessor, <stem>ForPreTraining)
 METHODS: dict[str, tuple[str, str]] = {
+    "clip": ("hf_ssl.methods.image_text.clip", "SSLCLIP"),
     "dino": ("hf_ssl.methods.joint_embedding.dino", "DINO"),
+    "fixmatch": ("hf_ssl.methods.semi_supervised.fixmatch", "FixMatch"),
     "mae": ("hf_ssl.methods.masked.mae", "MAE"),
     "simclr": ("hf_ssl.methods.joint_embedding.simclr", "SimCLR"),
 }

@@ -1,15 +1,19 @@
 """The smallest setting of every method: a new method adds one row to TINY, and the whole contract suite runs on it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import CLIPTextConfig
 
+from hf_ssl import text
 from hf_ssl.methods import load
-from hf_ssl.modeling import SSLModel
+from hf_ssl.modeling import SSLConfig, SSLModel
 from hf_ssl.processing import SSLImageProcessor
+from hf_ssl.processing.image_text import ImageTextProcessor
 
 VIT = {
     "model_type": "vit", "image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
@@ -21,6 +25,21 @@ RESNET = {
 }  # fmt: skip
 
 
+CAPTIONS = [f"{size} {colour} {thing}" for size in ("big", "small") for colour in ("red", "blue", "green", "grey")
+            for thing in ("waves", "ripples", "stripes", "checks")]  # fmt: skip
+TOKENIZER = text.train_tokenizer(CAPTIONS, vocab_size=560, context_length=16)
+
+
+def two_towers(vision: dict[str, Any]) -> dict[str, Any]:
+    """CLIP's tiny text tower beside an image tower: CLIP's own for a square ViT's fields, else the dual encoder."""
+    words = CLIPTextConfig(
+        vocab_size=len(TOKENIZER), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=16, eos_token_id=TOKENIZER.eos_token_id, bos_token_id=TOKENIZER.bos_token_id,
+        pad_token_id=TOKENIZER.pad_token_id,
+    )  # fmt: skip
+    return text.image_text_config(vision, words, TOKENIZER, projection_dim=16).to_dict()
+
+
 @dataclass(frozen=True)
 class Tiny:
     config: dict[str, Any]
@@ -28,16 +47,20 @@ class Tiny:
     no_gradient: tuple[str, ...] = ()  # student parameters that training never moves, by how their name ends
     accumulates: bool = True  # whether micro-batches give the gradient of their union: no in-batch negatives
     takes_resnet: bool = True
+    classes: int = 0  # > 0: batches of labelled and unlabelled images, a backbone with a classifier
+    native: Callable[[dict[str, Any]], dict[str, Any]] = dict  # an image backbone's fields -> backbone_config
     fixed_noise: bool = False  # forward draws random numbers itself, and takes them as ``noise`` (B, patches)
 
 
 TINY: dict[str, Tiny] = {
+    "clip": Tiny({}, {"size": 16, "tokenizer": TOKENIZER}, accumulates=False, takes_resnet=False, native=two_towers),
     "simclr": Tiny({"projection_dim": 8, "hidden_dim": 16, "temperature": 0.5}, accumulates=False),
     "dino": Tiny(
         {"out_dim": 12, "hidden_dim": 16, "bottleneck_dim": 8, "teacher_temperature": 0.07, "freeze_last_layer": 0.0},
         {"size": 16, "local_pixel_values": {"size": 8, "count": 2}},
         no_gradient=("head.last_layer.weight_g",),
     ),
+    "fixmatch": Tiny({"threshold": 0.26}, classes=4),  # low enough for an untrained model's guesses
     "mae": Tiny(
         {"decoder_hidden_size": 16, "decoder_num_layers": 1, "decoder_num_heads": 2, "decoder_intermediate_size": 32},
         no_gradient=("embeddings.position_embeddings",),
@@ -51,7 +74,16 @@ def build(name: str, backbone: dict[str, Any] = VIT, seed: int = 0, **fields: An
     """A tiny model of a method, in training mode."""
     torch.manual_seed(seed)
     model = load(name)
-    return model(model.config_class(backbone_config=dict(backbone), **{**TINY[name].config, **fields})).train()
+    return model(make_config(name, backbone, **fields)).train()
+
+
+def make_config(name: str, backbone: dict[str, Any] = VIT, **fields: Any) -> SSLConfig:
+    """A tiny config of a method; a classifier's backbone names its classes."""
+    backbone = dict(backbone)
+    if TINY[name].classes:
+        backbone = {"id2label": dict(enumerate("abcdefgh"[: TINY[name].classes])), **backbone}
+    config_class: Any = load(name).config_class
+    return config_class(backbone_config=TINY[name].native(backbone), **{**TINY[name].config, **fields})
 
 
 def processor(name: str, **fields: Any) -> SSLImageProcessor:
@@ -72,11 +104,30 @@ def pictures(count: int, channels: int = 3, side: int = 20, seed: int = 0) -> li
 def batch(name: str, count: int = 4, seed: int = 0, **fields: Any) -> dict[str, Tensor]:
     """One training batch as the collator would make it; where forward draws noise, the noise as well."""
     made = processor(name, **fields)
+    if TINY[name].classes:
+        return labeled_batch(made, count, TINY[name].classes, seed)
     views = dict(made(pictures(count, made.num_channels, seed=seed), seed=seed))
     if TINY[name].fixed_noise:
         patches = (made.size["height"] // VIT["patch_size"]) * (made.size["width"] // VIT["patch_size"])
         views["noise"] = torch.rand(count, patches, generator=torch.Generator().manual_seed(seed))
+    if isinstance(made, ImageTextProcessor):
+        rows = np.random.default_rng(seed).permutation(len(CAPTIONS))[:count]
+        views |= made.encode_text([CAPTIONS[row] for row in rows])
     return views
+
+
+def labeled_batch(made: SSLImageProcessor, count: int, classes: int, seed: int) -> dict[str, Tensor]:
+    """``count`` labelled and twice as many unlabelled images, every fourth of them of unknown class."""
+    bank = pictures(3 * count, made.num_channels, seed=seed)
+    labeled, unlabeled = (dict(made(part, seed=seed + i)) for i, part in enumerate((bank[:count], bank[count:])))
+    truth = torch.arange(2 * count) % classes
+    return {
+        "pixel_values": labeled.pop("pixel_values"),
+        "labels": torch.arange(count) % classes,
+        **{key: value for key, value in unlabeled.items() if key != "pixel_values"},
+        "unlabeled_labels": truth.where(torch.arange(2 * count) % 4 > 0, -1),
+        "unlabeled_index": torch.arange(2 * count),
+    }
 
 
 def students(model: SSLModel) -> dict[str, torch.nn.Parameter]:

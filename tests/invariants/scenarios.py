@@ -1,5 +1,6 @@
 """What one rank computes: the same code in one process (the reference) and on each of the gloo ranks."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,13 @@ SETTINGS: dict[str, Setting] = {name: Setting(name, batchnorm=name == "simclr") 
     f"{name}-resnet": Setting(name, "resnet", batchnorm=True) for name in sorted(METHODS) if TINY[name].takes_resnet
 }
 SETTINGS["dino-bn-head"] = Setting("dino", fields=(("use_bn_in_head", True),), batchnorm=True)
+# two chunks a rank, four in the single process
+SETTINGS["clip-chunks"] = Setting("clip", fields=(("micro_batch_size", 2),))
 # the rest of the run's conditions: in the middle of the warm-up, the prototypes' gain trained
 SETTINGS["dino-warmup"] = Setting("dino", fields=(("norm_last_layer", False), ("teacher_temperature", 0.04)))
+# of the conditioned models' guesses about half count
+SETTINGS["fixmatch"] = Setting("fixmatch", fields=(("threshold", 0.7),))
+SETTINGS["fixmatch-resnet"] = Setting("fixmatch", "resnet", fields=(("threshold", 0.38),), batchnorm=True)
 
 
 def optimiser_step(name: str, micro_batches: int = 1, steps: int = 2) -> dict[str, Tensor]:
@@ -46,24 +52,25 @@ def optimiser_step(name: str, micro_batches: int = 1, steps: int = 2) -> dict[st
     if world > 1:
         distributed.synchronise_batchnorm(model)
         wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=False)
+    add_up = bool(TINY[setting.method].classes)  # whether metrics are means over rows, as in no entropy of a mean
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     result: dict[str, Tensor] = {}
     for step in range(steps):
         views = {key: value.chunk(world)[rank] for key, value in batch(setting.method, IMAGES, seed=step).items()}
         optimizer.zero_grad()
-        losses = []
+        losses, metrics = [], []
         for index in range(micro_batches):
             part = {key: value.chunk(micro_batches)[index] for key, value in views.items()}
             last = index == micro_batches - 1
-            if world > 1 and not last:
-                with wrapped.no_sync():
-                    loss = wrapped(**part).loss / micro_batches
-                    loss.backward()
-            else:
-                loss = wrapped(**part).loss / micro_batches
+            with wrapped.no_sync() if world > 1 and not last else contextlib.nullcontext():
+                output = wrapped(**part)
+                loss = output.loss / micro_batches
                 loss.backward()
             losses.append(loss.detach())
+            metrics.append(output.metrics or {})
         result[f"loss{step}"] = distributed.all_mean(torch.stack(losses).sum())
+        for key in metrics[0] if add_up else ():
+            result[f"metric{step}.{key}"] = distributed.all_mean(torch.stack([part[key] for part in metrics]).mean(0))
         result |= {f"grad{step}.{k}": p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
         model.before_optimizer_step(step / 10)
         optimizer.step()

@@ -60,6 +60,8 @@ def test_the_comparison_would_notice(reference) -> None:
         assert_same(optimiser_step("simclr", micro_batches=2), reference["simclr"])
     moved = [key for key, want in reference["dino"].items() if key.startswith("state.center") and want.any()]
     assert "state.center" in moved  # a centre that never moves would be equal everywhere
+    for name in ("fixmatch", "fixmatch-resnet"):  # a threshold that keeps all or nothing would be no threshold
+        assert all(0.1 < reference[name][f"metric{step}.utilisation"] < 0.9 for step in range(2))
 
 
 def test_gather_is_in_rank_order_and_its_backward_sums_over_ranks(ranks) -> None:

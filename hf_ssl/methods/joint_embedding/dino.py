@@ -76,6 +76,7 @@ class DINOForPreTraining(SSLModel):
         family="joint_embedding",
         teaches="small crops predict what an EMA teacher says of large ones",
     )
+    default_backbone = "vit-small"
     lr_scaling = ("linear", 256)
     default_arguments: ClassVar = {
         "optim": "adamw_torch_fused", "base_learning_rate": 5e-4, "min_learning_rate": 1e-6, "weight_decay": 0.04,

@@ -60,6 +60,7 @@ class MAEForPreTraining(SSLModel):
         family="masked",
         teaches="a quarter of the patches predicts the pixels of the rest",
     )
+    default_backbone = "vit-base"
     lr_scaling = ("linear", 256)
     can_collapse = False  # pixels are the target; a low rank of the class token is no sign of anything
     default_arguments: ClassVar = {

@@ -1,6 +1,5 @@
 import torch
 from torch import Tensor, nn
-from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from hf_ssl import backbones, schedules
 from hf_ssl.methods.joint_embedding.dino import DINOConfig, DINOForPreTraining
@@ -164,6 +163,6 @@ def cosine_scheduler(case: Case) -> dict[str, Tensor]:
 
 def trainer_schedule(peak: float, end: float, warmup: int, steps: int) -> Tensor:
     """What SSLTrainer sets at each step (``lr_scheduler_type="cosine_with_min_lr"``)."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
-    scheduler = get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, steps, min_lr=end)
-    return torch.tensor([peak * scheduler.lr_lambdas[0](step) for step in range(steps)], dtype=torch.float64)
+    shape = schedules.LEARNING_RATES["cosine_with_min_lr"]
+    rates = [shape(step / steps, peak, end, warmup / steps) for step in range(steps)]
+    return torch.tensor(rates, dtype=torch.float64)

@@ -1,6 +1,5 @@
 import torch
-from torch import Tensor, nn
-from transformers import get_cosine_with_min_lr_schedule_with_warmup
+from torch import Tensor
 
 from hf_ssl import backbones, masks, schedules
 from hf_ssl.methods.masked.mae import MAEConfig, MAEForPreTraining
@@ -86,15 +85,11 @@ def sincos2d(case: Case) -> dict[str, Tensor]:
 
 @runner("mae/lr_schedule")
 def lr_schedule(case: Case) -> dict[str, Tensor]:
-    """Columns: a plain group and one whose learning rate is scaled by 0.3. Ours and the trainer's schedule agree."""
+    """Columns: a plain group and one whose learning rate is scaled by 0.3."""
     got = {}
     for index, call in enumerate(case.config["calls"]):
         peak, end, warmup, total = call["lr"], call["min_lr"], call["warmup_epochs"], call["epochs"]
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
-        trainer = get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, total, min_lr=end).lr_lambdas[0]
         ours = [schedules.warmup_cosine(e / total, peak, end, warmup / total) for e in case.config["epochs"]]
         rates = torch.tensor(ours, dtype=torch.float64)
-        theirs = torch.tensor([peak * trainer(e) for e in case.config["epochs"]], dtype=torch.float64)
-        assert torch.allclose(theirs, rates, rtol=1e-6, atol=1e-10)
         got[f"lr{index}"] = torch.stack([rates, 0.3 * rates], dim=1)
     return got

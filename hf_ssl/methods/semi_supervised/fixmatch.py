@@ -1,0 +1,84 @@
+"""FixMatch: a confident guess on a weak view is the label of a strong view (Sohn et al. 2020, 2001.07685).
+
+Teaches how far a fixed confidence threshold and strong augmentation carry a few labels.
+Siblings: FlexMatch, FreeMatch and SoftMatch adapt the threshold or weight by confidence; UDA sharpens the guess
+instead of taking its class; Pseudo-Label has one view for both; Mean Teacher's guess comes from the EMA.
+"""
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+
+from ...modeling import Paper
+from ...processing import SSLImageProcessor
+from ...semi_supervised import SemiSupervisedConfig, SemiSupervisedModel
+
+
+@strict
+class FixMatchConfig(SemiSupervisedConfig):
+    """threshold: τ, the confidence from which a guess counts. temperature: of the targets' softmax; 0 is its limit,
+    the one-hot guess of the paper (UDA: .4). The threshold always looks at the plain softmax."""
+
+    model_type = "ssl_fixmatch"
+
+    threshold: float | int = 0.95
+    temperature: float | int = 0.0
+
+    def __post_init__(self, **kwargs):
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        super().__post_init__(**kwargs)
+
+
+_WEAK = {"count": 1, "scale": None, "hflip": 0.5, "translate": 0.125}
+
+
+class FixMatchImageProcessor(SSLImageProcessor):
+    """Weak: flip and mirror-padded shift by up to 12.5 %. Strong: weak, then two RandAugment operations and Cutout."""
+
+    views: ClassVar = [
+        {"key": "pixel_values", **_WEAK},
+        {"key": "weak_pixel_values", **_WEAK},
+        {
+            "key": "strong_pixel_values", **_WEAK, "randaugment": 2, "randaugment_magnitude": 10, "randaugment_p": 0.5,
+            "cutout": 0.5,
+        },
+    ]  # fmt: skip
+
+
+class FixMatchForPreTraining(SemiSupervisedModel):
+    """Native classifier and its EMA; CE on labels + λ · CE of strong views against confident weak guesses.
+
+    default_arguments are the paper's for CIFAR, but for the length (2^20 steps) and the backbone (Wide-ResNet-28-2).
+    """
+
+    config: FixMatchConfig
+    processor_class = FixMatchImageProcessor
+    paper = Paper(
+        name="FixMatch",
+        title="FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence",
+        arxiv="2001.07685",
+        bibtex="sohn2020fixmatch",
+        family="semi_supervised",
+        teaches="a confident guess on a weak view labels the strong view",
+    )
+    default_backbone = "resnet-18"
+    lr_scaling = ("none", 64)
+    default_arguments: ClassVar = {
+        "optim": "sgd_nesterov", "momentum": 0.9, "base_learning_rate": 0.03, "lr_scheduler_type": "cosine_7_16",
+        "weight_decay": 5e-4, "warmup_steps": 0, "max_grad_norm": 0.0, "per_device_train_batch_size": 64,
+        "num_train_epochs": 100,
+    }  # fmt: skip
+
+    def targets(self, logits: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weak logits (U, K) -> one-hot (or sharpened) guesses (U, K) and 1 where max p >= threshold, else 0 (U,)."""
+        confidence, guess = logits.softmax(-1).max(-1)
+        if self.config.temperature > 0:
+            targets = (logits / self.config.temperature).softmax(-1)
+        else:
+            targets = F.one_hot(guess, logits.shape[-1]).to(logits.dtype)
+        return targets, (confidence >= self.config.threshold).to(logits.dtype)

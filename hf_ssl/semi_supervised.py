@@ -1,0 +1,267 @@
+"""What every labelled + unlabelled method shares: a native image classifier, its EMA twin and the two-part loss.
+
+A method states how unlabelled images are labelled (``targets``); where it also changes a loss it overrides
+``supervised_loss`` or ``unlabeled_loss``. The classes are the backbone config's: ``num_labels``, ``id2label``.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+
+from . import backbones
+from .modeling import SSLConfig, SSLModel, SSLOutput
+from .momentum import make_teacher
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+@strict
+class SemiSupervisedConfig(SSLConfig):
+    """backbone_config: of a native image classifier, its classes in num_labels or id2label. unlabeled_weight: λ of the
+    unlabelled loss. ema_momentum: per optimiser step; a run of a few thousand steps wants less than .999."""
+
+    unlabeled_weight: float | int = 1.0
+    ema_momentum: float | int = 0.999
+
+    def __post_init__(self, **kwargs):
+        if self.unlabeled_weight < 0:
+            raise ValueError(f"unlabeled_weight must not be negative, got {self.unlabeled_weight}")
+        if not 0 <= self.ema_momentum <= 1:
+            raise ValueError(f"ema_momentum must lie in [0, 1], got {self.ema_momentum}")
+        super().__post_init__(**kwargs)
+
+
+@dataclass
+class SemiSupervisedOutput(SSLOutput):
+    """logits: (B, K), of the labelled images in training, of the images given otherwise."""
+
+    logits: Tensor | None = None
+
+
+class SemiSupervisedModel(SSLModel):
+    """A native ``ForImageClassification`` model, trained, and its moving average ``ema``, evaluated and exported.
+
+    The average covers BatchNorm's statistics, never runs in training and is always in evaluation mode.
+    ``from_pretrained(<native repo>, config=...)`` starts from a native backbone or classifier; a classifier's head of
+    another size is drawn anew.
+    """
+
+    config: SemiSupervisedConfig
+    can_collapse = False  # one answer for all images cannot satisfy the labelled ones
+    teacher_buffers: ClassVar[bool] = True
+
+    def __init__(self, config: SemiSupervisedConfig):
+        super().__init__(config)
+        self.ema: Any = make_teacher(self.backbone)
+        self.post_init()
+
+    def build_backbone(self, config: PreTrainedConfig) -> PreTrainedModel:
+        if (config.num_labels or 0) < 2:
+            raise ValueError(
+                f"a classifier needs at least 2 classes, got num_labels={config.num_labels}: set num_labels or "
+                "id2label in backbone_config"
+            )
+        classifier = AutoModelForImageClassification.from_config(config)
+        if not hasattr(classifier, "timm_model") and backbones.unwrap(classifier) is classifier:
+            raise ValueError(
+                f"{type(classifier).__name__} has no base model under its head: take a backbone whose classifier "
+                "wraps one (ViT, ResNet, ConvNeXt V2, Swin, DINOv2, a timm model)"
+            )
+        return classifier
+
+    # --- what a method may override -------------------------------------------------------------------------------
+
+    def targets(self, logits: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weak-view logits (U, K) of unlabelled images -> targets (U, K), probabilities, and weights (U,) >= 0.
+
+        Called without gradient, once per micro-batch. index: (U,) row numbers in the unlabelled source, for methods
+        that keep state per image. State that changes here must agree over ranks (``distributed``).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how unlabelled images are labelled: targets()")
+
+    def supervised_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, K), (B,) -> (): mean cross-entropy."""
+        return F.cross_entropy(logits.float(), labels)
+
+    def unlabeled_loss(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Strong-view logits (U, K) against ``targets``' answer -> (), before ``unlabeled_weight``."""
+        return consistency(logits, targets, weights)
+
+    # --- what every method has ------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        weak_pixel_values: Tensor | None = None,
+        strong_pixel_values: Tensor | None = None,
+        unlabeled_labels: Tensor | None = None,
+        unlabeled_index: Tensor | None = None,
+    ) -> SemiSupervisedOutput:
+        """pixel_values: (B, V, C, H, W) labelled views with labels (B,) in [0, K), or (B, C, H, W) to classify.
+
+        weak_pixel_values (U, 1, C, H, W), strong_pixel_values (U, Vs, C, H, W): the unlabelled images; without them
+        the run is a supervised one. unlabeled_labels (U,): true labels, -1 = unknown, for the metrics alone.
+        embeddings: (B·V + U, D) of the labelled and the weak views in training (the same pass gives them).
+        """
+        if labels is None and pixel_values.ndim == 4:
+            logits, embeddings = backbones.classify(self.ema, pixel_values)
+            return SemiSupervisedOutput(embeddings=embeddings, logits=logits)
+        if labels is None or (weak_pixel_values is None) != (strong_pixel_values is None):
+            raise ValueError(
+                "a training batch needs labels with its pixel_values, and weak_pixel_values together with "
+                "strong_pixel_values"
+            )
+        if pixel_values.ndim == 5:
+            labels, pixel_values = labels.repeat_interleave(pixel_values.shape[1]), pixel_values.flatten(0, 1)
+        if weak_pixel_values is None or strong_pixel_values is None:
+            logits, embeddings = backbones.classify(self.backbone, pixel_values)
+            loss = self.supervised_loss(logits, labels)
+            return SemiSupervisedOutput(loss, embeddings.detach(), {"supervised_loss": loss.detach()}, logits)
+        if weak_pixel_values.shape[1] != 1:
+            raise ValueError(f"an unlabelled image has one weak view, got {weak_pixel_values.shape[1]}")
+        logits, weak, strong, embeddings = self._classify_together(
+            pixel_values, weak_pixel_values.flatten(0, 1), strong_pixel_values.flatten(0, 1)
+        )
+        with torch.no_grad():
+            targets, weights = self.targets(weak.detach().float(), unlabeled_index)
+        views = strong_pixel_values.shape[1]
+        supervised = self.supervised_loss(logits, labels)
+        unlabeled = self.unlabeled_loss(
+            strong, targets.repeat_interleave(views, 0), weights.repeat_interleave(views, 0)
+        )
+        metrics = {"supervised_loss": supervised.detach(), "unlabeled_loss": unlabeled.detach()}
+        metrics |= pseudo_label_metrics(targets, weights, unlabeled_labels)
+        loss = supervised + self.config.unlabeled_weight * unlabeled
+        return SemiSupervisedOutput(loss, embeddings.detach(), metrics, logits)
+
+    def _classify_together(
+        self, labeled: Tensor, weak: Tensor, strong: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits of the three parts, each (rows, K), and the features (labelled + weak rows, D).
+
+        BatchNorm must see labelled, weak and strong images as one batch, and its statistics carry gradient from every
+        row: one pass, rows interleaved so that chunked statistics see a mixture. Without BatchNorm rows do not
+        meet, and the weak ones, which get no gradient, need no backward pass.
+        """
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.backbone.modules()):
+            with torch.no_grad():
+                weak_logits, weak_features = backbones.classify(self.backbone, weak)
+            logits, features = backbones.classify(self.backbone, torch.cat([labeled, strong]))
+            first, last = logits.split([len(labeled), len(strong)])
+            return first, weak_logits, last, torch.cat([features[: len(labeled)], weak_features])
+        rows = torch.cat([labeled, weak, strong])
+        order = interleave_order(len(rows), len(labeled), rows.device)
+        logits, features = (output[order.argsort()] for output in backbones.classify(self.backbone, rows[order]))
+        first, middle, last = logits.split([len(labeled), len(weak), len(strong)])
+        return first, middle, last, features[: len(labeled) + len(weak)]
+
+    @property
+    def export_backbone(self) -> PreTrainedModel:
+        return self.ema
+
+    def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        yield self.backbone, self.ema
+
+    def teacher_momentum(self, progress: float) -> float:
+        return float(self.config.ema_momentum)
+
+    def log_metrics(self, means: dict[str, Any]) -> dict[str, Any]:
+        """pseudo_label_accuracy: the share that is right among kept pseudo-labels whose truth is known, if any."""
+        logged = {key: value for key, value in means.items() if key not in ("kept_known", "kept_correct")}
+        if means.get("kept_known", 0) > 0:
+            logged["pseudo_label_accuracy"] = means["kept_correct"] / means["kept_known"]
+        return logged
+
+    # --- warm starts ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """As ``PreTrainedModel.from_pretrained``; a native repo fills backbone and ema and leaves the step at 0.
+
+        Its missing and mismatched keys (a new head, a head of another size) are in the loading info.
+        """
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        config_class: Any = cls.config_class
+        stored = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)[0].get("model_type", "")
+        if stored == config_class.model_type:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        if stored.startswith("ssl_"):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds the method {stored.removeprefix('ssl_')!r}: start from the "
+                "run folder itself, whose root is the native backbone"
+            )
+        return cls._from_native(pretrained_model_name_or_path, config, **kwargs)
+
+    @classmethod
+    def _from_native(cls, repo: Any, config: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        wanted = None if config is None else copy.deepcopy(config.backbone_config)
+        classifier, report = AutoModelForImageClassification.from_pretrained(
+            repo, config=wanted, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+        bad = [key for key, *_ in report["mismatched_keys"] if not _in_head(classifier, key)]
+        if bad:
+            raise ValueError(
+                f"{repo} does not fit backbone_config in the shape of {', '.join(sorted(bad)[:3])}: take the "
+                "checkpoint's own config and change only its classes"
+            )
+        config_class: Any = cls.config_class
+        model = cls(config_class(backbone_config=classifier.config) if config is None else config)
+        model.backbone, model.ema = classifier, make_teacher(classifier)
+        model.eval()
+        for kind in ("missing_keys", "unexpected_keys"):
+            report[kind] = {f"backbone.{key}" for key in report[kind]}
+        report["mismatched_keys"] = {(f"backbone.{key}", *shapes) for key, *shapes in report["mismatched_keys"]}
+        return (model, report) if output_loading_info else model
+
+
+def _in_head(classifier: Any, key: str) -> bool:
+    """Whether a parameter belongs to the classifying layers on top of the base model."""
+    if hasattr(classifier, "timm_model"):
+        head = {id(parameter) for parameter in classifier.timm_model.get_classifier().parameters()}
+        return id(dict(classifier.named_parameters()).get(key)) in head
+    return not key.startswith(f"{classifier.base_model_prefix}.")
+
+
+def interleave_order(rows: int, groups: int, device: Any = None) -> Tensor:
+    """Order (rows,) in which [x, u_weak, u_strong] pass through the network: as the columns of a table.
+
+    The published code writes the rows into a table of ``groups`` lines (the labelled count) and reads its columns, so
+    that statistics over chunks of a pass see a mixture. The last line may be longer here.
+    """
+    place = torch.arange(rows, device=device)
+    return (place % max(rows // max(groups, 1), 1) * rows + place).argsort()
+
+
+def consistency(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Mean over ALL rows of weight · CE(target, softmax(logits)), in float32; (U, K), (U, K), (U,) -> ().
+
+    Rows of weight 0 count in the denominator: few confident rows make a small loss, not a loud one.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return (weights * F.cross_entropy(logits.float(), targets.float(), reduction="none")).mean()
+
+
+@torch.no_grad()
+def pseudo_label_metrics(targets: Tensor, weights: Tensor, truth: Tensor | None = None) -> dict[str, Tensor]:
+    """utilisation: mean weight. pseudo_label_histogram (K,): its share per class; sums to utilisation.
+
+    With truth (U,), -1 = unknown: kept_known and kept_correct, shares of all rows, whose ratio is the accuracy
+    (``SemiSupervisedModel.log_metrics``): a mean of batchwise ratios would be another number.
+    """
+    guess = targets.argmax(-1)
+    kept = F.one_hot(guess, targets.shape[-1]) * weights.unsqueeze(-1)
+    metrics = {"utilisation": weights.mean(), "pseudo_label_histogram": kept.mean(0)}
+    if truth is not None:
+        metrics["kept_known"] = (weights * (truth >= 0)).mean()
+        metrics["kept_correct"] = (weights * (truth == guess)).mean()
+    return metrics
