@@ -1,8 +1,9 @@
-"""The commands beside train and demo: evaluate, embed, export, report, methods. Each takes checked values."""
+"""The commands beside train and demo: evaluate, embed, pseudo-label, export, ... Each takes checked values."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,20 @@ _DATA = (
     Flag("num_workers", ("int",), 0, "Processes that decode."),
     Flag("device", ("str",), None, "cpu, cuda, ...; default: the GPU if there is one.", optional=True),
 )
+_MEASURES = (
+    "knn", "linear", "retrieval", "segmentation", "health", "low_shot", "classification", "zero_shot",
+    "text_retrieval",
+)  # fmt: skip
 EVALUATE = (
     *_DATA,
-    Flag("protocols", ("list",), "knn,linear,retrieval,health", "Of knn, linear, retrieval, segmentation, health."),
+    Flag("caption_column", ("str",), None, "Column with the texts; found if not given.", optional=True),
+    Flag(
+        "protocols", ("list",), None, f"Of {', '.join(_MEASURES)}; default: those that suit the model.", optional=True
+    ),
     Flag("bank_split", ("str",), "train", "Split that kNN votes with and the probe learns from."),
     Flag("query_split", ("str",), "test", "Split that is scored; without one, a fixed fifth of the bank."),
     Flag("k", ("list",), "20,200", "Neighbours that vote."),
+    Flag("prompts", ("str",), None, "Texts for zero_shot: a YAML or JSON file, or simple.", optional=True),
     Flag("seed", ("int",), 0, "Of the untrained twin and the probe."),
     Flag("json", ("str",), None, "Write the rows to this file, all figures.", optional=True),
 )
@@ -34,6 +43,13 @@ EMBED = (
     Flag("output", ("str",), None, "FILE.parquet, FILE.npz or FILE.safetensors."),
     Flag("split", ("str",), "train", "Split to embed."),
     Flag("columns", ("list",), None, "Further columns to keep beside the labels.", optional=True),
+)
+PSEUDO_LABEL = (
+    *(flag for flag in _DATA if flag.name != "label_column"),
+    Flag("output", ("str",), None, "FILE.parquet with image, label, confidence, weight, index."),
+    Flag("split", ("str",), "train", "Split to label."),
+    Flag("threshold", ("float",), 0.95, "Labels of at least this confidence have weight 1, others 0."),
+    Flag("keep", ("str",), "all", "Which rows to write.", choices=("all", "confident")),
 )
 EXPORT = (
     Flag("output", ("str",), None, "Folder to write; the native model in its root, the whole method in ssl/."),
@@ -80,32 +96,78 @@ def methods(parsed: Parsed) -> int:
 
 
 def evaluate(parsed: Parsed) -> int:
-    """Raw pixels, the untrained twin and the model itself, side by side."""
+    """The baselines and the model itself, side by side."""
     name = _one_word(parsed, "evaluate", "MODEL (a folder or a Hub id)")
     spec = _required(parsed, "evaluate", "dataset", "emoji")
     values = _with_defaults(parsed, EVALUATE)
-    measures = _choices(values["protocols"], ("knn", "linear", "retrieval", "segmentation", "health"), "--protocols")
+    measures = _choices(values["protocols"], _MEASURES, "--protocols") if values["protocols"] is not None else None
     if not all(str(k).isdigit() and int(k) > 0 for k in _listed(values["k"])):
         raise UsageError(f"evaluate: --k must be whole numbers such as 20,200, not {parsed.values.get('k')!r}.")
     _writable(values["json"], "--json")
     check_model(name, "evaluate")
     quiet()
+    from ..evaluation import load_prompts, natural_measures
     from . import tables
 
-    columns = {key: values[key] for key in ("image_column", "label_column")}
+    prompts = None if values["prompts"] is None else load_prompts(values["prompts"])
+    columns = {key: values[key] for key in ("image_column", "label_column", "caption_column")}
     explicit = "query_split" in parsed.values
-    pair = tables.labelled_pair(spec, values["bank_split"], values["query_split"], explicit, **columns)
-    if pair is None:
-        raise CommandError(f"{spec} has no labels to evaluate with; give --label_column or another --dataset.")
+    pair = tables.labelled_pair(spec, values["bank_split"], values["query_split"], explicit, texts=True, **columns)
     model, processor = open_model(name, values["device"])
-    rows = tables.make_table(
-        model, processor, [pair], measures, k=[int(k) for k in _listed(values["k"])], seed=values["seed"],
-        **{key: values[key] for key in ("batch_size", "num_workers", "max_images", "device")},
-    )  # fmt: skip
+    asked = natural_measures(model) if measures is None else measures
+    if pair is None or (not pair[0].labels and "text_retrieval" not in asked):
+        raise CommandError(f"{spec} has no labels to evaluate with; give --label_column or another --dataset.")
+    others = tables.last_weights(Path(name).expanduser()) if "classification" in asked else {}
+    options = {key: values[key] for key in ("batch_size", "num_workers", "max_images", "device", "seed")}
+    options |= {"k": [int(k) for k in _listed(values["k"])], "prompts": prompts, "others": others}
+    rows = _rows(model, processor, pair, asked, options, measures is not None)
     tables.print_results(rows)
     if values["json"]:
         Path(values["json"]).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         say(f"rows       {values['json']}")
+    return 0
+
+
+def _rows(model: Any, processor: Any, pair: Any, measures: tuple[str, ...], options: dict, asked: bool) -> list[dict]:
+    """The table; where nobody `asked` for classification, pictures of other classes do without it."""
+    from ..evaluation import LabelMismatchError
+    from .tables import make_table
+
+    try:
+        return make_table(model, processor, [pair], measures, **options)
+    except LabelMismatchError as error:
+        if asked:
+            raise
+        say(f"Not classified: {error}")
+        measures = tuple(measure for measure in measures if measure != "classification")
+        return make_table(model, processor, [pair], measures, **(options | {"others": {}}))
+
+
+def pseudo_label(parsed: Parsed) -> int:
+    """A classifier's own labels for pictures, into a parquet file that any training loop reads."""
+    name = _one_word(parsed, "pseudo-label", "MODEL (a folder or a Hub id)")
+    spec = _required(parsed, "pseudo-label", "dataset", "pictures/")
+    output = Path(_required(parsed, "pseudo-label", "output", "labels.parquet")).expanduser()
+    values = _with_defaults(parsed, PSEUDO_LABEL)
+    if output.suffix != ".parquet":
+        raise UsageError(f"pseudo-label: --output ends in .parquet, not {output.suffix or 'nothing'!r}.")
+    if not 0 <= values["threshold"] <= 1:
+        raise UsageError(f"pseudo-label: --threshold lies from 0 to 1, not at {values['threshold']}.")
+    _writable(str(output), "--output")
+    check_model(name, "pseudo-label")
+    quiet()
+    from .. import evaluation
+    from ..data.sources import load_source
+
+    source = load_source(spec, values["split"], image_column=values["image_column"])
+    model, processor = open_model(name, values["device"])
+    options = {key: values[key] for key in ("batch_size", "num_workers", "max_images", "device", "threshold", "keep")}
+    found = evaluation.pseudo_label(model, source, processor, **options)
+    evaluation.save_pseudo_labels(found, output)
+    sure = round(sum(found["weight"]))
+    say(f"{len(found):,} pseudo-labels in {output}, {sure:,} of them with confidence {values['threshold']:g} or more")
+    counts = Counter(found["label"])
+    say(*(f"  {counts[i]:>8,}  {label}" for i, label in enumerate(found.features["label"].names)))
     return 0
 
 
@@ -194,8 +256,11 @@ def check_model(name: str, command: str) -> None:
 
 
 def open_model(name: str, device: str | None) -> tuple[Any, Any]:
-    """(backbone, evaluation processor) of a native folder or Hub id, or of one of our checkpoints."""
-    from ..evaluation import load_backbone
+    """(model, processor) of a native folder or Hub id, or of one of our checkpoints: what that would export.
+
+    Classifiers keep their head, image-text models their text tower.
+    """
+    from ..evaluation import load_native
 
     path = Path(name).expanduser()
     if path.is_dir():
@@ -204,9 +269,9 @@ def open_model(name: str, device: str | None) -> tuple[Any, Any]:
             from ..hub import load_method
 
             method, processor = load_method(path)
-            return method.export_backbone.eval(), processor.eval_processor()
+            return method.export_backbone.eval(), processor.native_processor()
         name = str(path)
-    return load_backbone(name, None, device)
+    return load_native(name, None, device)[:2]
 
 
 def _with_defaults(parsed: Parsed, flags: tuple[Flag, ...]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import say
@@ -15,13 +17,15 @@ HELD_OUT = 0.2
 MEASURES = ("knn", "linear", "retrieval", "health")
 # Two pictures of one drawing: where a model is trained on either, it is shown on both.
 _PROTOCOLS = {"emoji": ("emoji:placed", "emoji"), "emoji:placed": ("emoji:placed", "emoji")}
-_NOT_PRINTED = ("knn200_", "r5", "jaccard_mean", "std")
+_NOT_PRINTED = ("knn200_", "r5", "jaccard_mean", "std", "i2t_r5", "t2i_r5", "zeroshot5_")
 
 Pair = tuple["ImageSource", "ImageSource"]
 
 
-def labelled_pair(spec: str, bank_split: str, query_split: str, explicit: bool = False, **options: Any) -> Pair | None:
-    """(bank, queries) of a labelled dataset; None without labels.
+def labelled_pair(
+    spec: str, bank_split: str, query_split: str, explicit: bool = False, texts: bool = False, **options: Any
+) -> Pair | None:
+    """(bank, queries) of a labelled dataset; None without labels (with `texts`: and without captions).
 
     Where the query split is missing (and was not asked for by name: `explicit`), a fixed fifth of the bank's rows is
     held out of the bank for evaluation only.
@@ -29,7 +33,7 @@ def labelled_pair(spec: str, bank_split: str, query_split: str, explicit: bool =
     from ..data.sources import SourceError, load_source
 
     bank = load_source(spec, bank_split, **options)
-    if not bank.labels:
+    if not bank.labels and not (texts and bank.has_captions):
         return None
     if not explicit and query_split == bank_split:
         return held_out(bank)
@@ -41,16 +45,16 @@ def labelled_pair(spec: str, bank_split: str, query_split: str, explicit: bool =
         return held_out(bank)
 
 
-def held_out(source: ImageSource) -> Pair | None:
-    """(the other rows, a fixed random fifth), both at least one row; None for a stream."""
+def held_out(source: ImageSource, share: float = HELD_OUT, purpose: str = "to test on") -> Pair | None:
+    """(the other rows, a fixed random `share`), both at least one row; None for a stream."""
     import numpy as np
 
     if source.is_stream or len(source) < 10:
-        say(f"{source.name} has no split to test on and cannot be divided, so there is no table of accuracies.")
+        say(f"{source.name} has no split {purpose} and cannot be divided, so there is no table of accuracies.")
         return None
     rows = np.random.default_rng(0).permutation(len(source))
-    cut = round(HELD_OUT * len(rows))
-    say(f"{source.name} has no split to test on: {cut} of its {len(rows)} pictures, a fixed draw, are the queries.")
+    cut = min(max(round(share * len(rows)), 1), len(rows) - 1)
+    say(f"{source.name} has no split {purpose}: {cut} of its {len(rows)} pictures, a fixed draw, are kept for it.")
     queries, bank = (source.dataset.select(np.sort(part)) for part in (rows[:cut], rows[cut:]))
     return replace(source, dataset=bank), replace(source, dataset=queries, split=f"{source.split} (held out)")
 
@@ -61,23 +65,48 @@ def protocols(spec: str) -> tuple[str, ...]:
 
 
 def make_table(
-    model: str, processor: Any, pairs: Sequence[Pair], measures: Sequence[str] = MEASURES, **options: Any
+    model: Any, processor: Any, pairs: Sequence[Pair], measures: Sequence[str] | None = MEASURES, **options: Any
 ) -> list[dict[str, Any]]:
-    """Three rows a pair: raw pixels, untrained, trained."""
-    from ..evaluation import evaluate_backbone
+    """A few rows a pair: the baselines of the `measures` (None: the model's natural ones), then the model itself.
 
+    With `others` (`last_weights`) among the options, the model's own row is called "EMA weights".
+    """
+    from ..evaluation import evaluate_backbone, natural_measures
+
+    measures = natural_measures(model) if measures is None else measures
+    if options.get("others"):
+        options.setdefault("name", "EMA weights")
     rows: list[dict[str, Any]] = []
     for bank, queries in pairs:
-        say(f"Measuring raw pixels, the untrained and the trained backbone on {queries.name}, {queries.split} ...")
+        say(f"Measuring the baselines and the model on {queries.name}, {queries.split} ...")
         rows += evaluate_backbone(model, processor, bank, queries, measures=measures, **options)
     return rows
+
+
+def last_weights(path: Path) -> dict[str, Any]:
+    """{"last weights": the classifier without EMA} of a run or checkpoint that holds one beside its EMA, else {}."""
+    if not any(_is_method(folder) for folder in (path, path / "ssl")):
+        return {}
+    from ..hub import load_method
+
+    method, _ = load_method(path)
+    return {"last weights": method.backbone.eval()} if hasattr(method, "ema") else {}
+
+
+def _is_method(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and str(config.get("model_type", "")).startswith("ssl_")
 
 
 def print_results(rows: Sequence[dict[str, Any]]) -> None:
     """The figures a reader compares; run.json and --json keep all of them."""
     from ..evaluation import format_table
 
-    columns = dict.fromkeys(name for row in rows for name in row)
-    if any(name.startswith(("knn", "linear", "r1")) for name in columns):
-        columns = {name: None for name in columns if not name.startswith(_NOT_PRINTED)}
-    say("", format_table(rows, list(columns)), "")
+    plain = [{name: value for name, value in row.items() if not isinstance(value, (list, dict))} for row in rows]
+    columns = list(dict.fromkeys(name for row in plain for name in row))
+    if any(name.startswith(("knn", "linear", "r1", "accuracy", "zeroshot", "i2t")) for name in columns):
+        columns = [name for name in columns if not name.startswith(_NOT_PRINTED)]
+    say("", format_table(plain, columns), "")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ssl.evaluation.evaluate import EMOJI_PAIRING
-from hf_ssl.evaluation.features import _Prepare, extract_features, load_backbone, untrained
+from hf_ssl.evaluation.features import Prepare, extract_features, load_backbone, untrained
 from hf_ssl.evaluation.thumbnails import rgb, thumbnail
 
 if TYPE_CHECKING:
@@ -76,6 +76,12 @@ class Run:
         value = self.card.get(name)
         return value if isinstance(value, dict) else {}
 
+    def class_names(self) -> list[str]:
+        """The exported classifier's class names in the order of its outputs; [] where there are none."""
+        path = self.folder / "config.json"
+        found = self._read(path).get("id2label") if path.is_file() else None
+        return list(map(str, found.values())) if isinstance(found, dict) else []
+
     @cached_property
     def composite(self) -> dict[str, Any]:
         """The method's own config, as ssl/config.json has it; {} without one."""
@@ -128,7 +134,7 @@ class Album:
         """Model inputs (len(chosen), C, H, W) of those pictures."""
         wanted = [int(self.rows[i]) for i in chosen]
         pictures = {row: picture for row, _, picture in _pictures(self.source, wanted)}
-        return _Prepare(self.processor)([pictures[row] for row in wanted])
+        return Prepare(self.processor)([pictures[row] for row in wanted])
 
     def shown(self, pixel_values: Tensor) -> np.ndarray:
         """Normalised (B, C, H, W) -> (B, H, W, 3) uint8."""

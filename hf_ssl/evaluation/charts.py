@@ -38,6 +38,28 @@ _KNOWN: tuple[tuple[tuple[str, ...], str, str, str, bool], ...] = (
         False,
     ),
     (
+        ("eval_accuracy", "eval_student_accuracy", "eval_macro_f1"),
+        "Accuracy on the way",
+        "share",
+        "Of the averaged weights and, as student, of the last ones. It should rise; the average usually leads.",
+        False,
+    ),
+    (
+        ("eval_i2t", "eval_t2i"),
+        "Pictures and texts that find each other",
+        "recall (share)",
+        "i2t: a picture's text is among the k most similar; t2i: a text's picture is. Both should rise.",
+        False,
+    ),
+    (
+        ("utilisation", "pseudo_label_accuracy"),
+        "Pseudo-labels",
+        "share",
+        "Utilisation: unlabelled pictures whose label is sure enough to train on. Accuracy: how many of those are "
+        "right, where the truth is known. Rising use with falling accuracy means learning from mistakes.",
+        False,
+    ),
+    (
         ("feature_std",),
         "Spread of the features",
         "std over images",
@@ -74,7 +96,7 @@ def of_log(
         told |= set(wanted)
         lines: dict[str, tuple[list, list]] = {}
         for key in sorted(wanted, key=lambda key: key.endswith("_top1")):  # top1 repeats the first label's accuracy
-            found = series(key)
+            found = ([], []) if key.endswith("_chance") else series(key)
             if found[1] and found not in lines.values():
                 lines[key.removeprefix("eval_").replace("_", " ")] = found
         if lines:
@@ -168,6 +190,29 @@ def _svg(chart: Chart, lines: Mapping[str, np.ndarray]) -> str:
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{chart.title}: {said}")}" '
         f'data-lines="{escape(json.dumps(data))}">{"".join(parts)}</svg>'
+    )
+
+
+def bars(title: str, names: Sequence[str], values: Sequence[float], caption: str) -> str:
+    """One horizontal bar a name, as a <figure>; values are not negative (others are drawn as zero)."""
+    shown = [value if math.isfinite(value) and value > 0 else 0.0 for value in values]
+    top, step, width = max([*shown, 1e-12]), 20, 520
+    label = min(180, 12 + 7 * max(len(name) for name in names))
+    parts = []
+    for i, (name, value, own) in enumerate(zip(names, shown, values, strict=True)):
+        y, length = 4 + i * step, value / top * (width - label - 60)
+        cut = name if len(name) <= 24 else f"{name[:23]}…"
+        parts.append(f'<text class="ty" x="{label - 6}" y="{y + 12}">{escape(cut)}</text>')
+        parts.append(
+            f'<rect x="{label}" y="{y}" width="{length:.1f}" height="{step - 5}" style="fill:var(--s0)">'
+            f"<title>{escape(name)}: {number(own)}</title></rect>"
+        )
+        parts.append(f'<text x="{label + length + 5:.1f}" y="{y + 12}">{number(own)}</text>')
+    said = "; ".join(f"{name} {number(value)}" for name, value in list(zip(names, values, strict=True))[:40])
+    return (
+        f'<figure class="chart small"><h3>{escape(title)}</h3><svg viewBox="0 0 {width} {8 + step * len(shown)}" '
+        f'role="img" aria-label="{escape(f"{title}: {said}")}">{"".join(parts)}</svg>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from hf_ssl.evaluation.knn import as_features
+from hf_ssl.evaluation.natives import image_features, image_processor
 
 if TYPE_CHECKING:
     from hf_ssl.data.sources import ImageSource
 
 logger = logging.getLogger(__name__)
+
+CAPTIONS = "_captions"  # the key of each picture's texts among `Features.labels`
 
 
 @dataclass
@@ -63,8 +66,9 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 def load_backbone(model: str | Path | nn.Module, processor=None, device: str | torch.device | None = None):
     """(model, processor) ready for evaluation. A folder or Hub id is loaded in float32 with its own image processor.
 
-    `processor` may be a native image processor, an SSLImageProcessor (its evaluation twin is used), a folder, or None
-    for the one beside the model. Raises ValueError when a model object comes without a processor.
+    `processor` may be a native (image) processor, an SSLImageProcessor (its evaluation twin is used), a folder, or
+    None for the one beside the model. A classifier's folder gives its body, without the head. Raises ValueError when a
+    model object comes without a processor.
     """
     from transformers import AutoImageProcessor, AutoModel
 
@@ -74,8 +78,7 @@ def load_backbone(model: str | Path | nn.Module, processor=None, device: str | t
         processor = AutoImageProcessor.from_pretrained(model)
     elif isinstance(processor, (str, Path)):
         processor = AutoImageProcessor.from_pretrained(processor)
-    if hasattr(processor, "eval_processor"):
-        processor = processor.eval_processor()
+    processor = image_processor(processor)
     if isinstance(model, nn.Module):
         return model, processor
     # checkpoints saved in bf16 would otherwise be evaluated in bf16 without a word
@@ -110,34 +113,49 @@ def extract_features(
     progress: bool = True,
     max_images: int | None = None,
     columns: Sequence[str] = (),
+    captions: bool = False,
 ) -> Features:
     """Frozen features of every picture of `source`, by `hf_ssl.backbones.features` (ViT: class token, else mean
-    pooling).
+    pooling); of an image-text model, its image embedding.
 
     `model`: any native transformers vision model, or a folder / Hub id. `processor`: see `load_backbone`. `device`:
     where to run (the model returns to its own device afterwards); None = where it is. `num_workers`: decoding
     processes (a stream uses at most one). `max_images`: a fixed random subset of that many rows (a stream: its first
-    rows). `columns`: row columns kept beside `source.labels`. Pictures that cannot be decoded are left out and named
-    in `.skipped`. Runs in the model's own precision; a model in half precision is reported. Raises ValueError if
-    nothing is left or a feature is not finite.
+    rows). `columns`: row columns kept beside `source.labels`; `captions`: keep `source.captions(row)` as well, under
+    CAPTIONS. Pictures that cannot be decoded are left out and named in `.skipped`. Runs in the model's own precision;
+    a model in half precision is reported. Raises ValueError if nothing is left or a feature is not finite.
     """
-    from hf_ssl.backbones import features
-
     model, processor = load_backbone(model, processor, device)
+    collect = Collect(source, Prepare(processor), (*columns, CAPTIONS) if captions else columns)
+    outputs = run_over(model, image_features, collect, batch_size, device, num_workers, progress, max_images)
+    return collect.finish(outputs, type(model).__name__)
+
+
+def run_over(
+    model,
+    function: Callable[[Any, Tensor], Tensor],
+    collect: Collect,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    num_workers: int = 0,
+    progress: bool = True,
+    max_images: int | None = None,
+    what: str = "features",
+) -> list[Tensor]:
+    """`function(model, pixel_values)` of every batch of `collect`'s source, in float32 on the CPU."""
     parameter = next(model.parameters())
     home, dtype = parameter.device, parameter.dtype
     if dtype != torch.float32:
-        logger.warning("Features are computed in %s, the model's own precision; model.float() avoids it.", dtype)
-    collect = _Collect(source, _Prepare(processor), columns)
+        logger.warning("The %s are computed in %s, the model's own precision; model.float() avoids it.", what, dtype)
     outputs = []
     try:
         model.to(device or home)
         with frozen(model):
-            for batch in _batches(source, collect, batch_size, num_workers, progress, max_images, "features"):
-                outputs.append(features(model, batch.to(device or home, dtype)).float().cpu())
+            for batch in batches_of(collect, batch_size, num_workers, progress, max_images, what):
+                outputs.append(function(model, batch.to(device or home, dtype)).float().cpu())
     finally:
         model.to(home)
-    return collect.finish(outputs, type(model).__name__)
+    return outputs
 
 
 def raw_pixels(
@@ -150,12 +168,12 @@ def raw_pixels(
     columns: Sequence[str] = (),
 ) -> Features:
     """The baseline without a network: each picture at (size, size), flattened, in [-1, 1]; D = size^2 C."""
-    collect = _Collect(source, _Resize(size), columns)
-    batches = _batches(source, collect, batch_size, num_workers, progress, max_images, "raw pixels")
+    collect = Collect(source, _Resize(size), columns)
+    batches = batches_of(collect, batch_size, num_workers, progress, max_images, "raw pixels")
     return collect.finish(list(batches), "raw pixels")
 
 
-class _Prepare:
+class Prepare:
     """Pictures (H, W, C) uint8 -> the model's input (B, C, h, w), by a native image processor."""
 
     def __init__(self, processor):
@@ -184,7 +202,7 @@ class _Resize:
         return torch.from_numpy(np.stack(small)).float() / 127.5 - 1  # in [0, 1] the cosine sees little but brightness
 
 
-class _Collect:
+class Collect:
     """DataLoader collate function (runs in the worker) and, in the main process, the ledger of what came through."""
 
     def __init__(self, source: ImageSource, prepare, columns: Sequence[str]):
@@ -201,10 +219,22 @@ class _Collect:
         for index, row in items:
             try:
                 pictures.append(self.source.image({**row, "_index": index}, index))
-                kept.append((index, [row.get(name) for name in self.columns]))
+                kept.append((index, self.cells(row)))
             except BadImageError as error:
                 skipped.append(str(error))
         return (self.prepare(pictures) if pictures else None), kept, skipped
+
+    def cells(self, row: dict) -> list:
+        """What is kept of a row, in the order of `columns`."""
+        return [self._captions(row) if name == CAPTIONS else row.get(name) for name in self.columns]
+
+    def _captions(self, row: dict) -> list[str]:
+        from hf_ssl.data.decode import BadImageError
+
+        try:
+            return self.source.captions(row)
+        except BadImageError:  # a picture without a text is still a picture
+            return []
 
     def record(self, kept: list[tuple[int, list]], skipped: list[str]) -> None:
         for index, values in kept:
@@ -216,6 +246,7 @@ class _Collect:
         self.skipped += skipped
 
     def finish(self, outputs: list[Tensor], what: str) -> Features:
+        """The outputs, one row a picture, and what came with them. Raises ValueError where no picture was read."""
         if not outputs:
             raise ValueError(
                 f"No picture of {self.source.name} ({self.source.split}) could be read: {self.skipped[:3]}"
@@ -260,15 +291,16 @@ def _chosen_rows(total: int, max_images: int | None) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(total)[:max_images])
 
 
-def _batches(
-    source: ImageSource,
-    collect: _Collect,
+def batches_of(
+    collect: Collect,
     batch_size: int,
     num_workers: int,
     progress: bool,
     max_images: int | None,
     what: str,
 ) -> Iterator[Tensor]:
+    """The inputs `collect` prepares, batch by batch; what each row carried is in `collect` afterwards."""
+    source = collect.source
     positions = None if source.is_stream else _chosen_rows(len(source), max_images)
     rows: torch.utils.data.Dataset
     if positions is None:

@@ -65,9 +65,9 @@ def linear_probe(
     if not held.any():
         logger.warning("Linear probe: no class has two examples, so the choice is made on the fitted rows themselves.")
         fit = held = torch.ones_like(held)
-    probe: _LBFGSProbe | _SGDProbe
+    probe: LBFGSProbe | _SGDProbe
     if solver == "lbfgs":
-        probe, settings = _LBFGSProbe(len(classes), iterations or 40), tuple(sorted(strengths, reverse=True))
+        probe, settings = LBFGSProbe(len(classes), iterations or 40), tuple(sorted(strengths, reverse=True))
     elif solver == "sgd":
         probe, settings = _SGDProbe(len(classes), iterations or 1000, batch_size, seed), tuple(learning_rates)
     else:
@@ -126,7 +126,7 @@ def _holdout(y: Tensor, share: float, groups: Sequence[Hashable] | Tensor | None
     return held
 
 
-class _LBFGSProbe:
+class LBFGSProbe:
     def __init__(self, classes: int, iterations: int):
         self.classes, self.iterations = classes, iterations
 

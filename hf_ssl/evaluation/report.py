@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -12,16 +11,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from hf_ssl.evaluation import charts, panels, pictures
+from hf_ssl.evaluation import charts, classifier_panels, panels, pictures, text_panels
 from hf_ssl.evaluation.album import Album, Missing, Run, load_album
 from hf_ssl.evaluation.charts import number
 from hf_ssl.evaluation.health import diagnose, health_report
+from hf_ssl.evaluation.natives import model_kind
+from hf_ssl.evaluation.report_table import is_number, table, text, verdict
 
 logger = logging.getLogger(__name__)
-
-_TIE = 0.005  # accuracies closer than this are called equal
 
 
 @dataclass
@@ -51,7 +50,7 @@ class Report:
 
     def series(self, key: str) -> tuple[list, list]:
         """(steps, values) of one logged quantity."""
-        found = [(e["step"], e[key]) for e in self.run.log if _is_number(e.get(key)) and _is_number(e.get("step"))]
+        found = [(e["step"], e[key]) for e in self.run.log if is_number(e.get(key)) and is_number(e.get("step"))]
         return [step for step, _ in found], [value for _, value in found]
 
     def last(self, key: str) -> float | None:
@@ -75,6 +74,7 @@ def write_report(
         _part("Training", "training", _curves, report),
         _part("Map of the pictures", "map", lambda r: panels.map_panel(r.album), report),
         _part("Nearest neighbours, before and after", "neighbours", lambda r: panels.gallery_panel(r.album), report),
+        *_own_parts(report),
         _part("Where the model looks", "attention", lambda r: panels.attention_panel(r.album), report),
         _part("What it fills in", "reconstruction", lambda r: panels.reconstruction_panel(r.run, r.album), report),
         _part("Pictures left out", "skipped", _skipped, report),
@@ -88,6 +88,27 @@ def write_report(
     title = escape(f"{_method(report)[0]} on {_dataset(report)}")
     path.write_text(template.substitute(title=title, body="\n".join(parts)), encoding="utf-8")
     return path
+
+
+def _own_parts(report: Report) -> list[str]:
+    """What only a classifier or an image-text model has to show."""
+    try:
+        kind = model_kind(str(report.run.folder))
+    except Exception:  # no model, or one that this installation does not know: the other parts say so
+        return []
+    if kind == "classifier":
+        return [_part("Which classes it confuses", "confusion", _confusion, report)]
+    if kind == "image_text":
+        return [_part("Zero-shot: pictures and their best-matching texts", "texts", _texts, report)]
+    return []
+
+
+def _confusion(report: Report) -> str:
+    return classifier_panels.confusion_panel(report.run, report.dataset, report.max_images)
+
+
+def _texts(report: Report) -> str:
+    return text_panels.text_panel(str(report.run.folder), report.album)
 
 
 def _part(title: str, anchor: str, build: Callable[[Report], str], report: Report) -> str:
@@ -106,12 +127,12 @@ def _part(title: str, anchor: str, build: Callable[[Report], str], report: Repor
 
 def _header(report: Report) -> str:
     name, paper = _method(report)
-    tiles = [("steps", max((e["step"] for e in report.run.log if _is_number(e.get("step"))), default=None))]
+    tiles = [("steps", max((e["step"] for e in report.run.log if is_number(e.get("step"))), default=None))]
     seconds = report.run.card.get("time_seconds")
-    tiles += [("time", _duration(seconds) if _is_number(seconds) else None)]
+    tiles += [("time", _duration(seconds) if is_number(seconds) else None)]
     tiles += [("last loss", report.last("loss")), ("images per second", report.last("images_per_second"))]
-    tiles += [("online kNN, last", report.last("eval_knn_top1"))]
-    shown = [(label, number(v) if _is_number(v) else v) for label, v in tiles if v is not None]
+    tiles += [("online kNN, last", report.last("eval_knn_top1")), ("accuracy, last", report.last("eval_accuracy"))]
+    shown = [(label, number(v) if is_number(v) else v) for label, v in tiles if v is not None]
     items = "".join(f"<li><b>{escape(str(value))}</b><span>{escape(label)}</span></li>" for label, value in shown)
     mood, sentences = verdict(report.run.card.get("results"))
     ill, health = _health(report)
@@ -150,7 +171,7 @@ def _health(report: Report) -> tuple[bool, str]:
     except (Missing, ValueError) as error:
         return False, f"Health could not be judged. {error}"
     last, width = report.last("teacher_entropy"), report.run.composite.get("out_dim")
-    if last is not None and _is_number(width) and width > 1:
+    if last is not None and is_number(width) and width > 1:
         after["entropy"] = last / math.log(width)
         marginal = report.last("prototype_entropy")
         after |= {"marginal_entropy": marginal / math.log(width)} if marginal is not None else {}
@@ -158,52 +179,6 @@ def _health(report: Report) -> tuple[bool, str]:
     words = diagnose(after | ({"loss": loss} if loss is not None else {}), before)
     figures = f"spread {after['std_ratio']:.2f} of 1/√d, effective rank {after['rankme']:.0f} of {after['dim']:.0f}"
     return bool(words), f"Health: {' '.join(words) or f'no sign of collapse ({figures}).'}"
-
-
-def verdict(rows: Any) -> tuple[str, list[str]]:
-    """(mood: "good", "mixed", "bad" or "", a sentence per protocol) from run.json's results, whichever way they go."""
-    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    moods, sentences = [], []
-    for protocol in dict.fromkeys(row.get("protocol") for row in rows):
-        models = {row.get("model"): row for row in rows if row.get("protocol") == protocol}
-        trained = models.get("trained", {})
-        clauses = []
-        for baseline, words in (("untrained", "the untrained network"), ("raw pixels", "raw pixels")):
-            other = models.get(baseline, {})
-            keys = [k for k in trained if _is_quality(k) and _is_number(trained[k]) and _is_number(other.get(k))]
-            if not keys:
-                continue
-            gain = {k: trained[k] - other[k] for k in keys}
-            better, worse = [k for k in keys if gain[k] > _TIE], [k for k in keys if gain[k] < -_TIE]
-            moods.append("good" if len(better) == len(keys) else "mixed" if better else "bad")
-            clauses.append(_clause(words, keys, better, worse, gain, trained, other))
-        if clauses:
-            where = f"{protocol[:1].upper()}{protocol[1:]}: the" if isinstance(protocol, str) else "The"
-            sentences.append(f"{where} trained model is {', and '.join(clauses)}.")
-    if not sentences:
-        return "", ["There is no results table, so nothing can be said about what training improved."]
-    mood = "good" if set(moods) == {"good"} else "bad" if set(moods) == {"bad"} else "mixed"
-    return mood, sentences
-
-
-def _clause(words: str, keys: list, better: list, worse: list, gain: dict, trained: dict, other: dict) -> str:
-    def example(key: str) -> str:
-        return f"{_heading(key)} {other[key]:.2f} → {trained[key]:.2f}"
-
-    if not better:
-        told = "worse than" if len(worse) == len(keys) else "no better than"
-        return f"{told} {words} on {_count(len(keys), len(keys))} ({example(min(keys, key=gain.__getitem__))})"
-    clause = f"better than {words} on {_count(len(better), len(keys))} ({example(max(better, key=gain.__getitem__))})"
-    equal = len(keys) - len(better) - len(worse)
-    if worse:
-        clause += f", but worse on {len(worse)} ({example(min(worse, key=gain.__getitem__))})"
-    return clause + (f", level on {equal}" if equal else "")
-
-
-def _count(some: int, total: int) -> str:
-    if total == 1:
-        return "the one measure"
-    return f"all {total} measures" if some == total else f"{some} of {total} measures"
 
 
 # --- table and curves ---------------------------------------------------------------------------------------------
@@ -215,7 +190,7 @@ def _results(report: Report) -> str:
     if not rows:
         raise Missing("run.json has no results: the run was not evaluated. `hf-ssl evaluate` makes this table.")
     tables = [
-        _table(str(protocol or "results"), [row for row in rows if row.get("protocol") == protocol])
+        table(str(protocol or "results"), [row for row in rows if row.get("protocol") == protocol])
         for protocol in dict.fromkeys(row.get("protocol") for row in rows)
     ]
     return "".join(tables) + (
@@ -224,61 +199,35 @@ def _results(report: Report) -> str:
     )
 
 
-def _table(protocol: str, rows: list[dict]) -> str:
-    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("protocol", "model")]
-    best = {}
-    for key in filter(_is_quality, columns):
-        values = [round(row[key], 3) for row in rows if _is_number(row.get(key))]
-        best[key] = max(values, default=math.nan)
-    lines = []
-    for row in rows:
-        cells = []
-        for key in columns:
-            value = row.get(key)
-            text = f"{value:.3f}" if _is_number(value) and _is_quality(key) else _text(value)
-            top = _is_number(value) and round(value, 3) == best.get(key)
-            cells.append(f"<td><b>{escape(text)}</b></td>" if top else f"<td>{escape(text)}</td>")
-        kind = ' class="trained"' if row.get("model") == "trained" else ""
-        lines.append(f'<tr{kind}><th scope="row">{escape(str(row.get("model", "?")))}</th>{"".join(cells)}</tr>')
-    head = "".join(f'<th scope="col">{escape(_heading(key))}</th>' for key in columns)
-    return (
-        f'<div class="wide"><table><caption>{escape(protocol)}</caption><thead><tr><th scope="col">model</th>{head}'
-        f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div><br>"
-    )
-
-
-def _heading(key: str) -> str:
-    """knn20_group -> "kNN-20 group", r1 -> "R@1"."""
-    stem, _, label = key.partition("_")
-    label = "" if label == "label" else label.replace("_", " ")
-    for prefix, name in (("knn", "kNN-"), ("r", "R@")):
-        if stem.startswith(prefix) and stem[len(prefix) :].isdigit():
-            return f"{name}{stem[len(prefix) :]} {label}".strip()
-    names = {"std": "spread (std)", "rankme": "RankMe", "jaccard": "attention Jaccard,", "linear": "linear probe"}
-    return f"{names.get(stem, stem)} {label}".strip()
-
-
-def _is_quality(key: str) -> bool:
-    return key.startswith(("knn", "linear", "jaccard", "top")) or (key[:1] == "r" and key[1:].isdigit())
-
-
 def _curves(report: Report) -> str:
     if not report.run.log:
         raise Missing("There are no curves: the run left no trainer_state.json.")
     logged = list(dict.fromkeys(key for entry in report.run.log for key in entry))
     width = report.run.composite.get("out_dim")
-    log_k = {"log K, all the same": math.log(width)} if _is_number(width) and width > 1 else {}
+    log_k = {"log K, all the same": math.log(width)} if is_number(width) and width > 1 else {}
     spread = {}
     if not isinstance(report._album, Exception):
         spread = {"1/√d, healthy": 1 / math.sqrt(report.album.after.shape[1])}
     drawn = charts.of_log(logged, report.series, {"feature_std": spread, "teacher_entropy": log_k})
     figures = "".join(charts.figure(chart) for chart in drawn)
+    figures += "".join(_histogram(report, key) for key in logged)
     missing = ""
     if not any(key.startswith("eval_knn") for key in logged):
         missing = (
             '<p class="hint">No kNN curve: the run did not evaluate on the way, or its pictures have no labels.</p>'
         )
     return f'<div class="charts">{figures}</div>{missing}'
+
+
+def _histogram(report: Report, key: str) -> str:
+    """The last entry of a quantity that was logged as a list, as bars; "" for any other."""
+    last = next((e for e in reversed(report.run.log) if isinstance(e.get(key), list)), None)
+    if last is None or not last[key] or not all(is_number(value) for value in last[key]):
+        return ""
+    names = report.run.class_names()
+    names = names if len(names) == len(last[key]) else [str(i) for i in range(len(last[key]))]
+    title = key.replace("_", " ").capitalize()
+    return charts.bars(title, names, last[key], f"As logged at step {last.get('step', '?')}, the last one.")
 
 
 # --- what it took -------------------------------------------------------------------------------------------------
@@ -300,14 +249,14 @@ def _skipped(report: Report) -> str:
 
 def skipped_images(found: Any) -> tuple[int | None, list[str]]:
     """(count, names) from run.json's entry: a count, a list of names, or an object with both; (None, []) otherwise."""
-    if _is_number(found):
+    if is_number(found):
         return int(found), []
     if isinstance(found, list):
         return len(found), [str(name) for name in found]
     if isinstance(found, dict):
         names = next((v for v in found.values() if isinstance(v, list)), [])
         counts = [found.get(key) for key in ("skipped", "distinct", "count", "total")]
-        count = next((c for c in counts if _is_number(c)), len(names))
+        count = next((c for c in counts if is_number(c)), len(names))
         return int(count), [str(name) for name in names]
     return None, []
 
@@ -343,20 +292,8 @@ def _repeat(report: Report) -> str:
 
 
 def _plain_table(values: dict) -> str:
-    lines = [f'<tr><th scope="row">{escape(str(k))}</th><td>{escape(_text(v))}</td></tr>' for k, v in values.items()]
+    lines = [f'<tr><th scope="row">{escape(str(k))}</th><td>{escape(text(v))}</td></tr>' for k, v in values.items()]
     return f'<div class="wide"><table class="plain"><tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    if _is_number(value):
-        return number(value)
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _duration(seconds: float) -> str:

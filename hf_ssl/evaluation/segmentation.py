@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_ssl.evaluation.features import _batches, _Collect, _Prepare, frozen, load_backbone
+from hf_ssl.evaluation.features import Collect, Prepare, batches_of, frozen, load_backbone
+from hf_ssl.evaluation.natives import backbone_of
 
 if TYPE_CHECKING:
     from hf_ssl.data.sources import ImageSource
@@ -79,15 +80,15 @@ def attention_segmentation(
     model, processor = load_backbone(model, processor, device)
     parameter = next(model.parameters())
     home, dtype = parameter.device, parameter.dtype
-    collect = _CollectMasks(source, _Prepare(processor), picture_and_mask or alpha_mask(source))
+    collect = _CollectMasks(source, Prepare(processor), picture_and_mask or alpha_mask(source))
     scores = []
     try:
         model.to(device or home)
         with frozen(model):
-            batches: Any = _batches(source, collect, batch_size, 0, progress, max_images, "attention")
+            batches: Any = batches_of(collect, batch_size, 0, progress, max_images, "attention")
             for pixels, masks in batches:
                 try:
-                    attention = last_attention(model, pixels.to(device or home, dtype))
+                    attention = last_attention(backbone_of(model), pixels.to(device or home, dtype))
                 except ValueError as error:
                     raise NoAttentionError(f"Attention segmentation is not possible here: {error}") from error
                 scores.append(attention_jaccard(attention.float().cpu(), masks, mass))
@@ -125,8 +126,8 @@ def alpha_mask(source: ImageSource) -> Callable[[dict, int], tuple[np.ndarray, n
     return picture_and_mask
 
 
-class _CollectMasks(_Collect):
-    def __init__(self, source: ImageSource, prepare: _Prepare, picture_and_mask):
+class _CollectMasks(Collect):
+    def __init__(self, source: ImageSource, prepare: Prepare, picture_and_mask):
         super().__init__(source, prepare, ())
         self.picture_and_mask = picture_and_mask
 

@@ -9,7 +9,7 @@ _MISSING = "-"
 
 
 def format_table(rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> str:
-    """`rows` as aligned text, one line each under a header. `columns`: by default every key."""
+    """`rows` as aligned text, one line each under a header. `columns`: by default every key that holds no list."""
     columns = _columns(rows, columns)
     cells = [[_cell(row.get(name)) for name in columns] for row in rows]
     widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
@@ -37,7 +37,11 @@ def markdown_table(rows: Sequence[Mapping], columns: Sequence[str] | None = None
 
 
 def _columns(rows: Sequence[Mapping], columns: Sequence[str] | None) -> list[str]:
-    return list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
+    if columns is not None:
+        return list(columns)
+    names = dict.fromkeys(name for row in rows for name in row)
+    # a confusion matrix is for run.json and the report
+    return [name for name in names if not any(isinstance(row.get(name), (list, dict)) for row in rows)]
 
 
 def _is_number(value) -> bool:

@@ -47,7 +47,10 @@ def test_emoji_table_has_raw_pixels_and_the_untrained_twin_beside_the_model():
         ("placed", "untrained"),
         ("placed", "trained"),
     ]
-    common = {"protocol", "model", "knn5_group", "knn20_group", "linear_group", "r1", "r5"}
+    common = {"protocol", "model", "knn5_group", "knn20_group", "linear_group", "r1", "r5"} | {
+        "lowshot1_group",
+        "lowshot10_group",
+    }
     assert set(rows[0]) == common
     assert set(rows[1]) == set(rows[2]) == common | {"std", "rankme", "jaccard_best", "jaccard_mean"}
     assert rows[1]["std"] != rows[2]["std"]  # the twin has other weights
@@ -73,7 +76,8 @@ def test_a_labelled_folder_and_a_model_without_attention(tmp_path, caplog):
     (row,) = evaluate_backbone(
         model, _processor(), train, test, measures=MEASURES, baselines=False, progress=False, k=(3,), protocol="tones"
     )
-    assert set(row) == {"protocol", "model", "knn3_label", "linear_label", "std", "rankme"}
+    low_shot = {"lowshot1_label", "lowshot10_label"}
+    assert set(row) == {"protocol", "model", "knn3_label", "linear_label", "std", "rankme"} | low_shot
     assert row["protocol"] == "tones" and row["linear_label"] == 1.0
     assert "foreground mask" in caplog.text  # opaque photographs: a sentence, not a crash
     with pytest.raises(ValueError, match="Unknown measure 'knm'"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_ssl.evaluation import linear_probe
-from hf_ssl.evaluation.linear import _holdout, _LBFGSProbe, _SGDProbe
+from hf_ssl.evaluation.linear import LBFGSProbe, _holdout, _SGDProbe
 
 
 def _blobs(n: int, noise: float, seed: int, classes: int = 3):
@@ -27,7 +27,7 @@ def test_lbfgs_reaches_the_known_optimum():
     # x = +-1, y = class: by symmetry W = [[-w, w]], bias 0, and the gradient of log(1 + exp(-2w)) + strength w^2 is 0
     x, y = torch.tensor([[-1.0], [1.0]] * 4), torch.tensor([0, 1] * 4)
     strength = 0.1
-    (solution,) = _LBFGSProbe(2, 100).fit(x, y, [strength])
+    (solution,) = LBFGSProbe(2, 100).fit(x, y, [strength])
     w = solution[0, 1].item()
     assert solution[0, 0].item() == pytest.approx(-w, abs=1e-3) and solution[1].abs().max() < 1e-3
     assert 2 / (1 + math.exp(2 * w)) == pytest.approx(2 * strength * w, abs=1e-3)
