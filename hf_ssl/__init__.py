@@ -3,13 +3,13 @@
 Names load on first use, so ``import hf_ssl`` stays cheap; the Auto classes know every method from then on.
 """
 
-import importlib
 import importlib.abc
 import importlib.machinery
 import sys
 from functools import partial
 from typing import Any
 
+from .lazy import lazy
 from .methods import METHODS, register
 
 __version__ = "0.1.0"
@@ -23,6 +23,10 @@ _EXPORTS = {
     "SSLTrainingArguments": "training",
     "load_source": "data.sources",
     "evaluate_backbone": "evaluation",
+    "pseudo_label": "evaluation",
+    "save_pseudo_labels": "evaluation",
+    "load_pseudo_labels": "evaluation",
+    "fit": "training.one_call",
     "export": "hub",
 }
 for _module, _stem in METHODS.values():
@@ -32,10 +36,7 @@ for _module, _stem in METHODS.values():
 __all__ = ["METHODS", "__version__", *_EXPORTS]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'hf_ssl' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"hf_ssl.{_EXPORTS[name]}"), name)
+__getattr__ = lazy("hf_ssl", _EXPORTS)
 
 
 def __dir__() -> list[str]:

@@ -30,3 +30,14 @@ def warmup_cosine(progress: float, peak: float, end: float = 0.0, warmup: float 
     if progress < warmup:
         return peak * progress / warmup
     return cosine((progress - warmup) / max(1.0 - warmup, 1e-12), peak, end)
+
+
+def cosine_7_16(progress: float, peak: float, end: float = 0.0, warmup: float = 0.0) -> float:
+    """Linear warm-up, then ``peak`` · cos(7π/16 · progress), down to 0.195 · ``peak``: FixMatch (section 2.4)."""
+    if progress < warmup:
+        return peak * progress / warmup
+    return max(end, peak * math.cos(7 * math.pi / 16 * (progress - warmup) / max(1.0 - warmup, 1e-12)))
+
+
+# What ``lr_scheduler_type`` may name beside the shapes that transformers knows.
+LEARNING_RATES = {"cosine_with_min_lr": warmup_cosine, "cosine_7_16": cosine_7_16}

@@ -13,8 +13,9 @@ from .console import CommandError, Stopped, UsageError, is_main, nearest
 _COMMANDS = {
     "demo": "train on the built-in emoji for about 5 minutes: no argument, no network, no GPU",
     "train": "METHOD [recipe.yaml] --dataset SPEC --output_dir DIR: images in, a backbone out",
-    "evaluate": "MODEL --dataset SPEC: kNN, linear probe, retrieval, beside raw pixels and the untrained twin",
+    "evaluate": "MODEL --dataset SPEC: kNN, accuracy or zero-shot, as suits the model, beside its baselines",
     "embed": "MODEL --dataset SPEC --output FILE: one feature vector per image",
+    "pseudo-label": "MODEL --dataset SPEC --output FILE.parquet: a classifier's own labels, with confidences",
     "export": "RUN_OR_CHECKPOINT --output DIR: a folder that plain transformers loads",
     "report": "RUN: one self-contained report.html with curves and pictures",
     "methods": "what can be trained, with its paper",
@@ -106,6 +107,9 @@ def _command(name: str) -> _Command:
     return {
         "evaluate": _Command("evaluate MODEL --dataset SPEC [...]", commands.EVALUATE, commands.evaluate),
         "embed": _Command("embed MODEL --dataset SPEC --output FILE [...]", commands.EMBED, commands.embed),
+        "pseudo-label": _Command(
+            "pseudo-label MODEL --dataset SPEC --output FILE.parquet", commands.PSEUDO_LABEL, commands.pseudo_label
+        ),
         "export": _Command("export RUN_OR_CHECKPOINT --output DIR", commands.EXPORT, commands.export),
         "report": _Command("report RUN", commands.REPORT, commands.report),
         "methods": _Command("methods [--json]", commands.METHODS_FLAGS, commands.methods),
@@ -115,7 +119,7 @@ def _command(name: str) -> _Command:
 def _overview() -> str:
     lines = ["usage: hf-ssl COMMAND ...", "", "Visual self-supervised learning for plain transformers.", ""]
     for name, text in _COMMANDS.items():
-        lines.append(f"  {name:<10}{text}")
+        lines.append(f"  {name:<14}{text}")
     lines += ["", "hf-ssl COMMAND --help says more; hf-ssl train METHOD --help lists a method's own flags."]
     return "\n".join(lines)
 

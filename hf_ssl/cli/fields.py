@@ -255,6 +255,16 @@ def method_views(method: str) -> list[dict[str, Any]]:
     return groups
 
 
+# Arguments that only one family of methods takes, and the group their flags belong to.
+_FAMILIES = {"semi_supervised": ("LabelArguments", "labels"), "image_text": ("TextArguments", "text")}
+
+
+def family_flags(method: str) -> dict[str, Flag]:
+    """The fields of the arguments that belong to the method's family alone."""
+    name, group = _FAMILIES.get(paper(method)["family"], ("", ""))
+    return class_flags(source(_PACKAGE / "training" / "arguments.py"), name, group) if name else {}
+
+
 def config_flags(method: str) -> dict[str, Flag]:
     """The method's config fields; which backbone is ModelArguments' business."""
     file, stem = _method_file(method)
@@ -283,14 +293,17 @@ def train_flags(method: str | None) -> dict[str, Flag]:
     """Every field that ``hf-ssl train METHOD`` takes as a flag, by name; without METHOD, none of the method's own."""
     arguments = source(_PACKAGE / "training" / "arguments.py")
     training = class_flags(arguments, "SSLTrainingArguments", "training")
-    # SSLTrainingArguments adds one optimiser; a bare --resume_from_checkpoint means the last checkpoint.
-    training["optim"] = replace(training["optim"], choices=("lars", *training["optim"].choices))
+    for name, known in (("optim", "OPTIMISERS"), ("lr_scheduler_type", "SCHEDULES")):
+        found = arguments.find(known)
+        added = _literal(found[1], ()) if found else ()
+        training[name] = replace(training[name], choices=tuple(dict.fromkeys([*added, *training[name].choices])))
+    # a bare --resume_from_checkpoint means the last checkpoint
     training["resume_from_checkpoint"] = replace(training["resume_from_checkpoint"], kinds=("bool", "str"))
     data = class_flags(arguments, "DataArguments", "data")
     model = class_flags(arguments, "ModelArguments", "model")
-    own = config_flags(method) if method else {}
+    own, family = (config_flags(method), family_flags(method)) if method else ({}, {})
     flags: dict[str, Flag] = {}
-    for group in (data, model, own, training, view_flags(method)):
+    for group in (data, family, model, own, training, view_flags(method)):
         for name, flag in group.items():
             flags.setdefault(name, flag)  # num_channels is a field of the model and of the processor
     return flags

@@ -20,9 +20,10 @@ _WHAT = {
 # What a number may be, told by its name: first match wins; (low, low excluded, high, words).
 _RANGES: tuple[tuple[str, tuple[float, bool, float, str]], ...] = (
     (r"^max_steps$", (-1, False, math.inf, "-1 or at least 1")),
+    (r"^unlabeled_ratio$|^eval_images$", (0, False, math.inf, "0 or more")),
     (r"_rank$", (-1, False, math.inf, "at least -1")),
     (r"accumulation_steps$|batch_size$|image_size$|patch_size$|num_channels$|^count$|_layers$|_heads$|_dim$|_buffer$|_images$|"
-     r"^steps$|^threads$",
+     r"^labels_per_class$|^steps$|^threads$",
      (1, False, math.inf, "at least 1")),
     (r"^(logging|save|eval)_steps$|_epochs$|temperature$|^base_learning_rate$", (0, True, math.inf, "above 0")),
     (r"_p$|_ratio$|_momentum$|_fraction$|^adam_beta\d$", (0, False, 1, "from 0 to 1")),

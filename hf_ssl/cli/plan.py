@@ -10,7 +10,7 @@ from typing import Any
 
 from ..methods import METHODS
 from .console import UsageError, nearest
-from .fields import Flag, config_flags, train_flags
+from .fields import Flag, config_flags, family_flags, train_flags
 from .flags import parse
 from .recipes import default_recipe, read_recipe
 
@@ -100,11 +100,11 @@ def check_method(name: str | None, command: str = "train") -> str:
 
 
 def other_methods_flags(method: str) -> dict[str, str]:
-    """Config fields of the other methods -> "dino, not of simclr", for the complaint about a flag."""
+    """Flags that only other methods have -> "dino, not of simclr", for the complaint about one."""
     mine = train_flags(method)
     owners: dict[str, list[str]] = {}
     for other in METHODS:
-        for name in config_flags(other):
+        for name in (*config_flags(other), *family_flags(other)):
             if name not in mine:
                 owners.setdefault(name, []).append(other)
     return {name: f"{' and '.join(others)}, not of {method}" for name, others in owners.items()}

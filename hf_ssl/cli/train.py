@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import tables
-from .console import CommandError, Stopped, command_line, is_main, masked, quiet, say
+from .console import Stopped, command_line, is_main, masked, quiet, say
 from .launch import start_missing_processes
+from .pictures import Pictures, load_pictures
 from .plan import Plan, plan_training
 from .runfolder import environment, prepare, read_run, write_run
 
 if TYPE_CHECKING:
-    from ..data.sources import ImageSource
-    from ..modeling import SSLModel
     from ..training.trainer import SSLTrainer
 
 SIGTERM_CODE = 143
@@ -30,20 +28,11 @@ def train(argv: Sequence[str]) -> int:
     return 0
 
 
-@dataclass
-class Pictures:
-    """What a run trains on and what it is measured on."""
+def run(plan: Plan, measures: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Train, export, evaluate, report; the table's rows (empty on all processes but the first).
 
-    train: ImageSource
-    pairs: list[tables.Pair]  # of the final table; the first one also serves the online kNN
-
-    @property
-    def online(self) -> tuple[ImageSource | None, ImageSource | None]:
-        return self.pairs[0] if self.pairs else (None, None)
-
-
-def run(plan: Plan, measures: Sequence[str] = tables.MEASURES) -> list[dict[str, Any]]:
-    """Train, export, evaluate, report; the table's rows (empty on all processes but the first)."""
+    measures: of the final table; None takes what suits the model.
+    """
     resume = plan.values.get("resume_from_checkpoint")
     if is_main():
         prepare(plan.output_dir, resume, plan.own["overwrite"])
@@ -67,12 +56,12 @@ def run(plan: Plan, measures: Sequence[str] = tables.MEASURES) -> list[dict[str,
     trainer.save_state()
     if not is_main() or model is None:
         return []
-    from ..hub import export
+    from ..hub import export, model_card
 
     export(model, trainer.processing_class, plan.output_dir, record)
     record |= {"results": final_table(plan, pictures, measures), "finished": True}
     write_run(plan.output_dir, record)
-    export_card(model, plan.output_dir, record)
+    model_card(model, record).save(plan.output_dir / "README.md")  # now with the results
     if record["results"]:
         tables.print_results(record["results"])
     say(f"model      {plan.output_dir} (for plain transformers; the whole method is in {plan.output_dir / 'ssl'})")
@@ -81,28 +70,8 @@ def run(plan: Plan, measures: Sequence[str] = tables.MEASURES) -> list[dict[str,
     return record["results"]
 
 
-def load_pictures(plan: Plan) -> Pictures:
-    """The training source and, where there are labels, bank and queries of each protocol."""
-    from ..data.sources import load_source
-    from ..training.arguments import DataArguments
-
-    data = DataArguments(**plan.group("data"))
-    options: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
-    options["streaming"] = data.streaming
-    source = load_source(data.dataset, data.split, **options)
-    explicit = "eval_split" in plan.values
-    specs = (data.eval_dataset,) if data.eval_dataset else tables.protocols(data.dataset)
-    wanted = not plan.own["no_evaluation"] or plan.values.get("eval_strategy", "no") != "no"
-    found = (tables.labelled_pair(spec, data.split, data.eval_split, explicit, **options) for spec in specs if wanted)
-    pairs = [pair for pair in found if pair is not None]
-    pairs.sort(key=lambda pair: pair[0].name != data.dataset)
-    if not pairs and plan.values.get("eval_strategy", "no") != "no":
-        raise CommandError(f"eval_strategy needs labelled images, and {data.dataset} has none; give --eval_dataset.")
-    return Pictures(source, pairs)
-
-
 def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
-    from ..training.arguments import DataArguments, ModelArguments, SSLTrainingArguments
+    from ..training.arguments import DataArguments, ModelArguments, SSLTrainingArguments, TextArguments
     from ..training.build import build_method, default_arguments
     from ..training.trainer import SSLTrainer
 
@@ -118,9 +87,20 @@ def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
         plan.group("method"),
         plan.group("views"),
         seed=args.seed,
+        class_names=None if pictures.labeled_rows is None else pictures.labeled_rows.names,
+        text_args=TextArguments(**plan.group("text")),
     )
-    buffer = DataArguments(**plan.group("data")).shuffle_buffer
-    return SSLTrainer(model, args, pictures.train, processor, *pictures.online, shuffle_buffer=buffer)
+    return SSLTrainer(
+        model,
+        args,
+        pictures.train,
+        processor,
+        *pictures.online,
+        shuffle_buffer=DataArguments(**plan.group("data")).shuffle_buffer,
+        labeled_source=pictures.labeled,
+        labeled_rows=pictures.labeled_rows,
+        unlabeled_ratio=pictures.unlabeled_ratio,
+    )
 
 
 def print_header(plan: Plan, trainer: SSLTrainer) -> None:
@@ -128,8 +108,13 @@ def print_header(plan: Plan, trainer: SSLTrainer) -> None:
     paper = trainer.method.paper
     count = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
     images = "a stream" if source.num_rows is None else f"{source.num_rows:,} images"
+    if (rows := trainer.labeled_rows) is not None:
+        images += f"; {len(rows.rows):,} labels of {len(rows.names)} classes ({rows.rule})"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    kind = "images"
+    if trainer.labeled_rows is not None:
+        kind = f"labelled and {batch * trainer.unlabeled_ratio} unlabelled images"
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     processes = f" on {args.world_size} processes" if args.world_size > 1 else ""
     start = trainer.method.backbone.config.name_or_path or "random weights"
@@ -138,7 +123,7 @@ def print_header(plan: Plan, trainer: SSLTrainer) -> None:
         f"backbone   {type(backbone).__name__}, {count:.1f} M parameters, {start}",
         f"data       {source.name}, split {source.split}, {images}",
         f"recipe     {plan.recipe_note}",
-        f"training   {length} of {batch} images{processes}, learning rate {args.learning_rate:.4g}, {precision}",
+        f"training   {length} of {batch} {kind}{processes}, learning rate {args.learning_rate:.4g}, {precision}",
         f"output     {plan.output_dir}",
         "",
     )
@@ -182,6 +167,7 @@ def describe(plan: Plan, trainer: SSLTrainer) -> dict[str, Any]:
             "recipe": str(plan.recipe) if plan.recipe else None,
             "learning_rate": trainer.args.learning_rate,
         },
+        "labeled": None if trainer.labeled_rows is None else trainer.labeled_rows.to_dict(),
         "skipped_images": {"count": 0, "names": []},
         "results": [],
         "init": {"from_pretrained": start or None, "seed": trainer.args.seed},
@@ -192,14 +178,16 @@ def describe(plan: Plan, trainer: SSLTrainer) -> dict[str, Any]:
     return masked(record)
 
 
-def final_table(plan: Plan, pictures: Pictures, measures: Sequence[str]) -> list[dict[str, Any]]:
+def final_table(plan: Plan, pictures: Pictures, measures: Sequence[str] | None) -> list[dict[str, Any]]:
     """Rows for run.json, measured on the exported model as anybody would load it; [] where nothing can be measured."""
     if plan.own["no_evaluation"]:
         return []
-    options = {"max_images": plan.own["table_images"], "progress": False}
+    options: dict[str, Any] = {"max_images": plan.own["table_images"], "progress": False}
     say("")
     try:
         if pictures.pairs:
+            if pictures.labeled is not None:
+                options["others"] = tables.last_weights(plan.output_dir)
             return tables.make_table(str(plan.output_dir), None, pictures.pairs, measures, **options)
         say("There are no labelled pictures to test on: spread and rank of the features instead of accuracies.")
         options["max_images"] = min(2000, plan.own["table_images"])
@@ -208,13 +196,6 @@ def final_table(plan: Plan, pictures: Pictures, measures: Sequence[str]) -> list
     except (ValueError, OSError) as error:
         say(f"The table could not be made: {error}")
         return []
-
-
-def export_card(model: SSLModel, folder: Path, record: dict[str, Any]) -> None:
-    """The model card again, now with the results."""
-    from ..hub.folder import model_card
-
-    model_card(model.paper, record, type(model.export_backbone).__name__).save(folder / "README.md")
 
 
 def report(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Training on top of ``transformers.Trainer``: arguments, trainer, callbacks, LARS. Lazy."""
 
-from importlib import import_module
-from typing import Any
+from ..lazy import lazy
 
 _HOMES = {
     "DataArguments": "arguments",
@@ -13,9 +12,4 @@ _HOMES = {
 }
 
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(__name__, _HOMES)

@@ -5,12 +5,18 @@ from dataclasses import dataclass, field
 import torch
 from transformers import SchedulerType, TrainingArguments
 
+from .. import schedules
+
+# What optim and lr_scheduler_type may name beside transformers' own; SSLTrainer builds them.
+OPTIMISERS = ("lars", "sgd_nesterov")
+SCHEDULES = ("cosine_7_16", "cosine_with_min_lr")  # shapes of ``schedules.LEARNING_RATES``
+
 
 @dataclass
 class DataArguments:
     """Where images come from. A spec: emoji, emoji:placed, fashion-mnist, a folder, *.parquet, *.tar or a Hub id."""
 
-    dataset: str = field(default="emoji", metadata={"help": "Images to train on (labels are never used)."})
+    dataset: str = field(default="emoji", metadata={"help": "Images to train on."})
     split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_dataset: str | None = field(
         default=None, metadata={"help": "Labelled images for the online kNN and the final table; default: the same."}
@@ -18,6 +24,14 @@ class DataArguments:
     eval_split: str = field(default="test", metadata={"help": "Split that the final table queries."})
     image_column: str | None = field(default=None, metadata={"help": "Column with the image; found if not given."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the label; found if not given."})
+    validation_split: str | None = field(
+        default=None,
+        metadata={"help": "Split to evaluate on while training and to choose a checkpoint; default: eval_split."},
+    )
+    validation_fraction: float | None = field(
+        default=None,
+        metadata={"help": "Instead of a split: this share of the training images, kept out of training."},
+    )
     streaming: bool = field(default=False, metadata={"help": "Read as a stream instead of indexing the whole set."})
     shuffle_buffer: int = field(default=4096, metadata={"help": "Undecoded rows that a stream shuffles among."})
 
@@ -36,11 +50,53 @@ class ModelArguments:
 
 
 @dataclass
+class LabelArguments:
+    """Of semi-supervised methods: the labels of ``dataset`` that are used (default: all), the images beside them."""
+
+    labels_per_class: int | None = field(
+        default=None, metadata={"help": "Use the labels of so many images of each class, drawn once from the seed."}
+    )
+    label_fraction: float | None = field(
+        default=None, metadata={"help": "Use the labels of this share of the images, balanced as the classes are."}
+    )
+    label_ids: str | None = field(
+        default=None, metadata={"help": "Use the labels of these rows: a file with one row number per line, or JSON."}
+    )
+    label_seed: int | None = field(default=None, metadata={"help": "Seed of that draw; default: the run's seed."})
+    unlabeled_dataset: str | None = field(
+        default=None, metadata={"help": "Images without labels; default: all images of dataset."}
+    )
+    unlabeled_split: str = field(default="train", metadata={"help": "Split of unlabeled_dataset."})
+    unlabeled_ratio: int = field(
+        default=7, metadata={"help": "Unlabelled images per labelled one in a batch (μ); 0 trains on labels alone."}
+    )
+
+
+@dataclass
+class TextArguments:
+    """Of image-text methods: where the texts come from and what reads them."""
+
+    caption_column: str | None = field(default=None, metadata={"help": "Column with the text; found if not given."})
+    text_backbone: str | None = field(
+        default=None,
+        metadata={"help": "Text tower: preset (text-pico, text-nano, ...), folder or Hub id to start from."},
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id; default: the text tower's, or one trained on the captions."},
+    )
+    vocab_size: int = field(default=4096, metadata={"help": "Tokens of a tokenizer that is trained on the captions."})
+    context_length: int = field(default=32, metadata={"help": "Tokens per text; longer texts are cut."})
+    projection_dim: int = field(default=128, metadata={"help": "Width of the space that images and texts share."})
+
+
+@dataclass
 class SSLTrainingArguments(TrainingArguments):
     """``TrainingArguments`` plus what self-supervision needs; defaults that differ are set in ``__post_init__``.
 
     base_learning_rate scales with the global batch by the method's rule (``SSLModel.lr_scaling``); learning_rate is
-    taken as it is. ``optim="lars"`` is LARS with the published trust ratio.
+    taken as it is. ``optim="lars"`` is LARS with the published trust ratio, ``optim="sgd_nesterov"`` SGD with Nesterov
+    momentum, ``lr_scheduler_type="cosine_7_16"`` FixMatch's cosine.
     """
 
     lr_scheduler_type: SchedulerType | str = field(
@@ -50,6 +106,7 @@ class SSLTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Learning rate before the method's batch-size scaling (e.g. × batch / 256)."}
     )
     min_learning_rate: float = field(default=0.0, metadata={"help": "Where the cosine ends."})
+    momentum: float = field(default=0.9, metadata={"help": "Of sgd_nesterov and lars."})
     weight_decay_end: float | None = field(
         default=None, metadata={"help": "Weight decay follows a cosine from weight_decay to this value."}
     )
@@ -64,7 +121,9 @@ class SSLTrainingArguments(TrainingArguments):
         default=0.01, metadata={"help": "Stop, checkpoint saved, when more images than this share cannot be read."}
     )
     health_steps: int = field(default=50, metadata={"help": "Check for collapse every so many steps; 0 = never."})
-    knn_images: int = field(default=2000, metadata={"help": "At most so many images in the online kNN's bank."})
+    eval_images: int = field(
+        default=2000, metadata={"help": "At most so many images of a split in evaluations while training; 0 = all."}
+    )
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
@@ -73,16 +132,18 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError(f"max_bad_fraction is a share between 0 and 1, not {self.max_bad_fraction}")
         if self.base_learning_rate is not None and self.base_learning_rate <= 0:
             raise ValueError(f"base_learning_rate must be positive, not {self.base_learning_rate}")
-        self.use_lars = str(self.optim).lower() == "lars"
-        if self.use_lars:
-            self.optim = "sgd"  # the name Trainer knows; SSLTrainer.create_optimizer builds LARS
+        name, shape = (str(getattr(value, "value", value)).lower() for value in (self.optim, self.lr_scheduler_type))
+        self.own_optimiser = name if name in OPTIMISERS else None
+        if self.own_optimiser:
+            self.optim = "sgd"  # a name Trainer knows; SSLTrainer.create_optimizer builds the one that was asked for
+        self.own_schedule = schedules.LEARNING_RATES.get(shape)
+        if self.own_schedule:
+            self.lr_scheduler_type = "cosine"  # likewise
         # Views carry their own column names, and a stream must not be read by rank 0 alone.
         self.remove_unused_columns = False
         # Rank 0's centre and queue sums must not overwrite the others' between micro-batches.
         if self.ddp_broadcast_buffers is None:
             self.ddp_broadcast_buffers = False
-        if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
-            self.lr_scheduler_kwargs = {"min_lr": self.min_learning_rate}
         self._resolve_precision()
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Trainer wants it said before it trains in bf16 on a CPU

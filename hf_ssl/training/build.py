@@ -1,19 +1,22 @@
 """From names and numbers to a method and its image processor: presets, warm starts, sizes that fit together."""
 
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from .. import backbones
+from .. import backbones, text
 from ..data.sources import ImageSource
 from ..methods import load
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
-from .arguments import ModelArguments
+from .arguments import ModelArguments, TextArguments
 
-_DEFAULT_BACKBONES = {"simclr": "resnet-50", "dino": "vit-small", "mae": "vit-base"}
+_TOKENIZER_ROWS = 1_000_000
 
 
 def default_arguments(name: str) -> dict[str, Any]:
@@ -28,15 +31,24 @@ def build_method(
     config_fields: dict[str, Any] | None = None,
     view_fields: dict[str, Any] | None = None,
     seed: int = 0,
+    class_names: Sequence[str] | None = None,
+    text_args: TextArguments | None = None,
 ) -> tuple[SSLModel, SSLImageProcessor]:
     """A method ready to train on ``source``: random weights from ``seed``, or a warm start from a native checkpoint.
 
     config_fields: fields of the method's config. view_fields: attributes and view fields of its image processor.
+    class_names: what a semi-supervised method's classifier tells apart, in the order of the label ids. An image-text
+    method takes its texts, and the vocabulary of a tokenizer that it trains, from ``source``.
     """
     model_class = load(name)
     channels = model_args.num_channels or source.channels
     size = model_args.image_size or 224
-    chosen = model_args.backbone or _DEFAULT_BACKBONES[name]
+    chosen = model_args.backbone or model_class.default_backbone
+    if model_class.paper.family == "image_text":
+        texts = text_args or TextArguments()
+        return build_image_text(model_class, source, model_args, texts, config_fields or {}, view_fields or {}, seed)
+    if (class_names is not None) != (model_class.paper.family == "semi_supervised"):
+        raise ValueError(f"class_names go with a semi-supervised method and no other; {name} got {class_names}")
     warm_start = chosen not in backbones.PRESETS
     if warm_start:
         backbone = _checkpoint_config(chosen)
@@ -44,6 +56,9 @@ def build_method(
             raise ValueError(f"{chosen} takes {backbone.num_channels} channels, the images have {channels}")
     else:
         backbone = _preset_config(chosen, size, model_args.patch_size, channels)
+    if class_names is not None:
+        backbone.id2label = dict(enumerate(class_names))
+        backbone.label2id = {label: i for i, label in enumerate(class_names)}
     config_class: Any = model_class.config_class
     config = config_class(backbone_config=backbone, **(config_fields or {}))
     with torch.random.fork_rng():
@@ -52,7 +67,69 @@ def build_method(
     return model, _build_processor(model_class, size, channels, backbone, view_fields or {})
 
 
-def _preset_config(name: str, size: int, patch: int | None, channels: int) -> PreTrainedConfig:
+def build_image_text(
+    model_class: type[SSLModel],
+    source: ImageSource,
+    model_args: ModelArguments,
+    text_args: TextArguments,
+    config_fields: dict[str, Any],
+    view_fields: dict[str, Any],
+    seed: int,
+) -> tuple[SSLModel, SSLImageProcessor]:
+    """Two towers, or a whole native image-text checkpoint as ``backbone``, and a processor with a tokenizer."""
+    if not source.has_captions:
+        raise ValueError(
+            f"{source.name} (split {source.split}) has no texts to learn from: name the column that holds them with "
+            "--caption_column (caption_column=...)"
+        )
+    channels, size = model_args.num_channels or source.channels, model_args.image_size or 224
+    vision = model_args.backbone or model_class.default_backbone
+    pretrained = None if vision in backbones.PRESETS else _checkpoint_config(vision)
+    whole = pretrained is not None and hasattr(pretrained, "text_config")
+    tower = text_args.text_backbone or "text-nano"
+    warm_text = tower not in text.TEXT_PRESETS and not whole
+    read = text_args.tokenizer or (vision if whole else tower if warm_text else None)
+    if read is None:
+        tokenizer = text.train_tokenizer(_texts(source, seed), text_args.vocab_size, text_args.context_length)
+    else:
+        tokenizer = text.load_tokenizer(read)
+    length = min(text_args.context_length, text.max_tokens(tokenizer))
+    if whole:
+        if text_args.text_backbone:
+            raise ValueError(f"{vision} is a whole image-text model with a text tower of its own: drop text_backbone")
+        backbone: Any = pretrained
+    else:
+        image: Any = pretrained or _preset_config(vision, size, model_args.patch_size, channels, as_dict=True)
+        backbone = text.image_text_config(image, tower, tokenizer, text_args.projection_dim, length)
+    if (taken := getattr(backbone.vision_config, "num_channels", channels)) != channels:
+        raise ValueError(f"{vision} takes {taken} channels, the images have {channels}")
+    config_class: Any = model_class.config_class
+    config = config_class(backbone_config=backbone, **config_fields)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_class.from_pretrained(vision, config=config) if whole else model_class(config)
+    if pretrained is not None and not whole:
+        text.load_tower(model.backbone, "vision", vision)
+    if warm_text:
+        text.load_tower(model.backbone, "text", tower)
+    fields = {**view_fields, "tokenizer": tokenizer, "context_length": length}
+    return model, _build_processor(model_class, size, channels, backbone.vision_config, fields)
+
+
+def _texts(source: ImageSource, seed: int) -> Iterator[str]:
+    """What a tokenizer learns from: every row's texts and one as training draws it; of a stream the first rows."""
+    assert source.texts is not None
+    rng, dataset = np.random.default_rng(seed), source.dataset
+    if dataset.column_names and source.texts.column in dataset.column_names:
+        dataset = dataset.select_columns(list(source.texts.columns))
+    for row in itertools.islice(dataset, _TOKENIZER_ROWS):
+        if found := source.texts.texts(row):
+            yield from found
+            yield source.texts.draw(row, rng)
+
+
+def _preset_config(name: str, size: int, patch: int | None, channels: int, as_dict: bool = False) -> Any:
+    """The native config of a preset for square pictures of ``size``, or its fields."""
     fields = dict(backbones.from_preset(name, num_channels=channels))
     if fields["model_type"] in ("vit", "swin"):
         if fields["model_type"] == "vit":
@@ -61,6 +138,8 @@ def _preset_config(name: str, size: int, patch: int | None, channels: int) -> Pr
         if patch and size % patch:
             raise ValueError(f"image_size {size} is no multiple of patch_size {patch}")
         fields["image_size"] = size
+    if as_dict:
+        return fields
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 

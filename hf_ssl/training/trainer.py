@@ -14,21 +14,23 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 from transformers import Trainer
-from transformers.trainer_utils import has_length
 
 from .. import distributed
-from ..data.collator import BadImageLedger, BatchLoader, TooManyBadImages, build_dataloader
+from ..data.collator import BadImageLedger, TooManyBadImages, build_dataloader
+from ..data.labels import LabeledRows
+from ..data.local import is_test
 from ..data.sources import ImageSource
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
+from . import online
 from .arguments import SSLTrainingArguments
 from .callbacks import HealthCallback, MethodCallback, StopCallback
 from .lars import LARS
 from .optim import decay_names, scaled_learning_rate
+from .resume import EpochLoader, last_complete_checkpoint
 
-_LEDGER_FILE = "skipped_images.json"
+_LEDGER_FILE, _LABELED_FILE = "skipped_images.json", "labeled_rows.json"
 
 
 class CheckpointError(OSError):
@@ -39,7 +41,9 @@ class SSLTrainer(Trainer):
     """Trains a method on an ``ImageSource``; everything else is ``Trainer``.
 
     model: a method. train_source: images (labels are never read). processing_class: the method's image processor.
-    eval_bank, eval_queries: labelled sources for the kNN that ``evaluate()`` runs (``--eval_strategy steps``).
+    eval_bank, eval_queries: labelled sources for what ``evaluate()`` measures (``--eval_strategy steps``).
+    labeled_source, labeled_rows: what ``data.labels.draw_labeled`` returned (semi-supervised methods); a batch is
+    then per_device_train_batch_size of its images and unlabeled_ratio times as many of train_source.
 
     ``train`` raises TooManyBadImages (after saving a checkpoint) when more than ``max_bad_fraction`` of the images
     cannot be read, and CheckpointError when a checkpoint cannot be written. After SIGTERM it saves, returns, and
@@ -55,15 +59,28 @@ class SSLTrainer(Trainer):
         eval_bank: ImageSource | None = None,
         eval_queries: ImageSource | None = None,
         shuffle_buffer: int = 4096,
+        labeled_source: ImageSource | None = None,
+        labeled_rows: LabeledRows | None = None,
+        unlabeled_ratio: int = 7,
         **kwargs: Any,
     ):
+        if args.load_best_model_at_end and eval_queries is not None and is_test(eval_queries.split):
+            raise ValueError(
+                f"load_best_model_at_end would choose the checkpoint on the {eval_queries.split} images; choose on "
+                "others: --validation_split, or --validation_fraction of the training images"
+            )
         if args.base_learning_rate is not None:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             args.learning_rate = scaled_learning_rate(args.base_learning_rate, model.lr_scaling, batch)
+        if (
+            sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 2
+        ):  # a patch embedding alone gains nothing
+            model.to(memory_format=torch.channels_last)  # convolutions run 1.3 to 1.5 times faster, on CPU as well
         if args.world_size > 1 and args.sync_batchnorm:
             distributed.synchronise_batchnorm(model)
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries
         self.shuffle_buffer = shuffle_buffer
+        self.labeled_source, self.labeled_rows, self.unlabeled_ratio = labeled_source, labeled_rows, unlabeled_ratio
         self.views = processing_class
         self.ledger = BadImageLedger()
         self.last_embeddings: Tensor | None = None
@@ -100,6 +117,9 @@ class SSLTrainer(Trainer):
             seed=args.seed if args.data_seed is None else args.data_seed,
             num_workers=args.dataloader_num_workers,
             shuffle_buffer=self.shuffle_buffer,
+            labeled=self.labeled_source,
+            ratio=self.unlabeled_ratio,
+            encode_text=getattr(self.processing_class, "encode_text", None),
         )
         batches.ledger.load_state_dict(self.ledger.state_dict())
         self.ledger = batches.ledger
@@ -132,7 +152,7 @@ class SSLTrainer(Trainer):
         self.last_metrics = outputs.metrics or {}
         self.last_loss = outputs.loss.detach()
         self.note(self.last_metrics)
-        self._images += len(inputs[self.method.main_input_name])
+        self._images += len(inputs[self.method.main_input_name]) + len(inputs.get("unlabeled_index", ()))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def note(self, metrics: dict[str, Tensor] | dict[str, float]) -> None:
@@ -143,15 +163,22 @@ class SSLTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._window:
-            window = [torch.as_tensor(total).float().cpu() / count for total, count in self._window.values()]
-            means = distributed.all_mean(torch.stack(window).to(self.args.device))
-            logs.update(zip(self._window, means.tolist()))
+            logs.update(self.method.log_metrics(self._window_means()))
             now = time.perf_counter()
             logs["images_per_second"] = self._images * self.args.world_size / max(now - self._clock, 1e-9)
             if self.ledger.skipped:
                 logs["skipped_images"] = self.ledger.skipped
             self._window, self._images, self._clock = {}, 0, now
-        super().log(logs, start_time)
+        vectors = {name: value for name, value in logs.items() if isinstance(value, list)}
+        super().log({name: value for name, value in logs.items() if name not in vectors}, start_time)
+        self.state.log_history[-1].update(vectors)  # kept for the report; trackers and the console take numbers only
+
+    def _window_means(self) -> dict[str, Any]:
+        """Each noted metric's mean over the logging window and ranks: a number, or a list where it is a vector."""
+        means = [torch.as_tensor(total).float().cpu() / count for total, count in self._window.values()]
+        flat = distributed.all_mean(torch.cat([mean.flatten() for mean in means]).to(self.args.device)).cpu()
+        parts = flat.split([mean.numel() for mean in means])
+        return {name: part.view(mean.shape).tolist() for name, mean, part in zip(self._window, means, parts)}
 
     # --- optimiser ------------------------------------------------------------------------------------------------
 
@@ -159,56 +186,55 @@ class SSLTrainer(Trainer):
         return sorted(decay_names(model))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None and self.args.use_lars:
-            self.optimizer_cls_and_kwargs = (LARS, {"lr": self.args.learning_rate})
+        args = self.args
+        if self.optimizer is None and args.own_optimiser:
+            shared = {"lr": args.learning_rate, "momentum": args.momentum}
+            sgd = (torch.optim.SGD, {**shared, "nesterov": args.momentum > 0})
+            self.optimizer_cls_and_kwargs = (LARS, shared) if args.own_optimiser == "lars" else sgd
         optimizer = super().create_optimizer(model)
         trained: Any = self.model if model is None else model
         names = decay_names(trained)
         decayed = {id(parameter) for name, parameter in trained.named_parameters() if name in names}
         for group in optimizer.param_groups:
             group["decayed"] = all(id(parameter) in decayed for parameter in group["params"])
-            if self.args.use_lars:
+            if args.own_optimiser == "lars":
                 group["always_adapt"] = group["decayed"]
         return optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        args, shape = self.args, self.args.own_schedule
+        if self.lr_scheduler is None and shape is not None:
+            steps = max(num_training_steps, 1)
+            end, warmup = args.min_learning_rate / (args.learning_rate or 1.0), args.get_warmup_steps(steps) / steps
+            followed: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                followed, lambda step: shape(step / steps, 1.0, end, warmup)
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """kNN of the exported backbone: ``eval_knn_<label>`` per label column, ``eval_knn_top1`` for the first."""
+        """What suits the method: see ``training.online.measure``; every key starts with ``metric_key_prefix``."""
         if self.eval_bank is None or self.eval_queries is None:
             raise ValueError("evaluate() needs labelled images: pass eval_bank and eval_queries to SSLTrainer")
         method = self.whole_method()
         pair = (self.eval_bank, self.eval_queries)
-        shared = [None if method is None else self._knn(method, *pair, metric_key_prefix)]
+        measured = None
+        if method is not None:
+            measured = online.measure(method, self.views, *pair, self.args.eval_images or None, self.args.device)
+        shared = [measured]
         if distributed.world_size() > 1:
             dist.broadcast_object_list(shared)
-        metrics = dict(shared[0] or {})
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in (shared[0] or {}).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _knn(
-        self, method: SSLModel, bank_source: ImageSource, query_source: ImageSource, prefix: str
-    ) -> dict[str, float]:
-        from ..evaluation import extract_features, knn_accuracy
-
-        processor = self.views.eval_processor()
-        bank, queries = (
-            extract_features(
-                method.export_backbone, source, processor, device=self.args.device, progress=False,
-                max_images=self.args.knn_images,
-            )
-            for source in (bank_source, query_source)
-        )  # fmt: skip
-        metrics: dict[str, float] = {}
-        for label in query_source.labels:
-            scores = knn_accuracy(
-                bank.embeddings, bank.labels[label], queries.embeddings, queries.labels[label], k=(20,)
-            )
-            metrics[f"{prefix}_knn_{label}"] = scores["knn20_top1"]
-        return {f"{prefix}_knn_top1": next(iter(metrics.values())), **metrics} if metrics else metrics
 
     def whole_method(self) -> SSLModel | None:
         """The method with all of its weights on the first process, None on the others. Every process must call it."""
@@ -233,6 +259,7 @@ class SSLTrainer(Trainer):
             ledger = Path(str(resume_from_checkpoint), _LEDGER_FILE)
             if ledger.is_file():
                 self.ledger.load_state_dict(json.loads(ledger.read_text()))
+        self._agree_on_labels(resume_from_checkpoint)
         self._images, self._clock = 0, time.perf_counter()
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
@@ -266,6 +293,22 @@ class SSLTrainer(Trainer):
                 os.remove(folder / "training_args.bin")  # a pickle; the same facts as text, tokens masked
             (folder / "training_args.json").write_text(self.args.to_json_string())
             (folder / _LEDGER_FILE).write_text(json.dumps(self.ledger.state_dict()))
+            if self.labeled_rows is not None:
+                (folder / _LABELED_FILE).write_text(json.dumps(self.labeled_rows.to_dict()))
+
+    def _agree_on_labels(self, checkpoint: Any) -> None:
+        """One labelled subset for all ranks and for a run and what it resumes; another one would leak labels."""
+        mine = self.labeled_rows
+        if mine is None:
+            return
+        everyone = [mine.to_dict()] * distributed.world_size()
+        if len(everyone) > 1:
+            dist.all_gather_object(everyone, mine.to_dict())
+        saved = Path(str(checkpoint), _LABELED_FILE) if checkpoint else None
+        if saved is not None and saved.is_file():
+            everyone.append(json.loads(saved.read_text()))
+        for other in everyone:
+            mine.check_same(LabeledRows.from_dict(other))
 
     def skipped_images(self) -> dict[str, Any]:
         """{"count": images left out by all ranks, "names": "file or row: reason"}. Every rank must call it."""
@@ -279,56 +322,3 @@ class SSLTrainer(Trainer):
         if len(states) > 1:
             dist.all_gather_object(states, mine)
         return BadImageLedger.merged(states, self.ledger.total)
-
-
-class EpochLoader:
-    """What Trainer sees of a ``BatchLoader``: a resume that seeks, where Trainer would decode and throw away.
-
-    Trainer skips the batches it has already trained on through Accelerate's ``skip_first_batches``; ``dataset`` hands
-    that placeholders instead of real batches.
-    """
-
-    # How skip_first_batches must wrap ``dataset``: one item is one batch, made in this process.
-    batch_size, drop_last, num_workers, prefetch_factor = None, False, 0, None
-
-    def __init__(self, batches: BatchLoader):
-        self.batches = batches
-        self.placeholders = 0
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.batches)
-
-    def resume(self, epochs: int, skipped: int) -> None:
-        """Continue after ``epochs`` whole epochs and ``skipped`` batches of the next."""
-        length = len(self) if has_length(self) else 0
-        self.batches.seek(epochs * length + skipped)
-        self.placeholders = skipped
-
-    @property
-    def dataset(self) -> IterableDataset:
-        return _Placeholders(self)
-
-
-class _Placeholders(IterableDataset):
-    def __init__(self, loader: EpochLoader):
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Any]:
-        for _ in range(self.loader.placeholders):
-            yield 0
-        yield from self.loader
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint whose state file, written last, can be read; a run killed while saving leaves others."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return str(folder)
-    return None

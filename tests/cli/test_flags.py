@@ -93,10 +93,12 @@ def test_choices_are_the_real_enums():
     from transformers.trainer_utils import SaveStrategy, SchedulerType
     from transformers.training_args import OptimizerNames
 
+    from hf_ssl.training.arguments import OPTIMISERS, SCHEDULES
+
     flags = train_flags("simclr")
-    assert set(flags["lr_scheduler_type"].choices) == {item.value for item in SchedulerType}
+    assert set(flags["lr_scheduler_type"].choices) == {*SCHEDULES, *(item.value for item in SchedulerType)}
     assert set(flags["save_strategy"].choices) == {item.value for item in SaveStrategy}
-    assert set(flags["optim"].choices) == {item.value for item in OptimizerNames} | {"lars"}
+    assert set(flags["optim"].choices) == {item.value for item in OptimizerNames} | set(OPTIMISERS)
     assert flags["precision"].choices == ("auto", "fp32", "bf16", "fp16")
 
 
@@ -108,9 +110,9 @@ def test_choices_are_the_real_enums():
         (["train", "simclr", "--lr", "3"], "train simclr: there is no flag --lr; the nearest is --learning_rate."),
         (["train", "simclr", "--out_dim", "3"], "train simclr: --out_dim is a flag of dino, not of simclr."),
         (["train", "simcrl"], "train: there is no method 'simcrl'; the nearest is simclr."),
-        (["train"], "train: name the method first, one of dino, mae, simclr."),
+        (["train"], "train: name the method first, one of clip, dino, fixmatch, mae, simclr."),
         (["trian"], "there is no command 'trian'; the nearest is train."),
-        (["train", "simclr", "--optim", "lasr"], "train simclr: --optim must be one of 42 names (the nearest is lars), not 'lasr'."),
+        (["train", "simclr", "--optim", "lasr"], "train simclr: --optim must be one of 43 names (the nearest is lars), not 'lasr'."),
         (["train", "simclr", "--save_strategy", "step"], "train simclr: --save_strategy must be no, steps, epoch, best (the nearest is steps), not 'step'."),
         (["train", "simclr", "--max_steps", "1e3"], "train simclr: --max_steps must be a whole number, not '1e3'."),
         (["train", "simclr", "--max_steps", "0"], "train simclr: --max_steps must be -1 or at least 1, not '0'."),
