@@ -47,6 +47,9 @@ class ModelArguments:
     image_size: int | None = field(default=None, metadata={"help": "Side of the (large) training views in pixels."})
     patch_size: int | None = field(default=None, metadata={"help": "Side of a ViT's patches in pixels."})
     num_channels: int | None = field(default=None, metadata={"help": "1, 3, 4, 13, ...; default: the dataset's."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, eager, flash_attention_2, ...; eager is faster for bf16 on some CPUs."}
+    )
 
 
 @dataclass

@@ -46,7 +46,8 @@ def build_method(
     chosen = model_args.backbone or model_class.default_backbone
     if model_class.paper.family == "image_text":
         texts = text_args or TextArguments()
-        return build_image_text(model_class, source, model_args, texts, config_fields or {}, view_fields or {}, seed)
+        built = build_image_text(model_class, source, model_args, texts, config_fields or {}, view_fields or {}, seed)
+        return _with_attention(built[0], model_args), built[1]
     if (class_names is not None) != (model_class.paper.family == "semi_supervised"):
         raise ValueError(f"class_names go with a semi-supervised method and no other; {name} got {class_names}")
     warm_start = chosen not in backbones.PRESETS
@@ -64,7 +65,14 @@ def build_method(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class.from_pretrained(chosen, config=config) if warm_start else model_class(config)
-    return model, _build_processor(model_class, size, channels, backbone, view_fields or {})
+    processor = _build_processor(model_class, size, channels, backbone, view_fields or {})
+    return _with_attention(model, model_args), processor
+
+
+def _with_attention(model: SSLModel, model_args: ModelArguments) -> SSLModel:
+    if model_args.attn_implementation:
+        model.set_attn_implementation(model_args.attn_implementation)
+    return model
 
 
 def build_image_text(
