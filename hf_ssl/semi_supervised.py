@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 
-from . import backbones
+from . import backbones, distributed
 from .modeling import SSLConfig, SSLModel, SSLOutput
 from .momentum import make_teacher
 
@@ -60,7 +61,6 @@ class SemiSupervisedModel(SSLModel):
     def __init__(self, config: SemiSupervisedConfig):
         super().__init__(config)
         self.ema: Any = make_teacher(self.backbone)
-        self.post_init()
 
     def build_backbone(self, config: PreTrainedConfig) -> PreTrainedModel:
         if (config.num_labels or 0) < 2:
@@ -180,6 +180,15 @@ class SemiSupervisedModel(SSLModel):
             logged["pseudo_label_accuracy"] = means["kept_correct"] / means["kept_known"]
         return logged
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DistributionAlignment):
+            for buffer in (module.started, module.sums, module.counts):
+                init.zeros_(buffer)
+            for buffer in (module.labeled, module.guessed):
+                init.constant_(buffer, 1 / len(buffer))
+
     # --- warm starts ----------------------------------------------------------------------------------------------
 
     @classmethod
@@ -230,6 +239,54 @@ def _in_head(classifier: Any, key: str) -> bool:
         head = {id(parameter) for parameter in classifier.timm_model.get_classifier().parameters()}
         return id(dict(classifier.named_parameters()).get(key)) in head
     return not key.startswith(f"{classifier.base_model_prefix}.")
+
+
+class DistributionAlignment(nn.Module):
+    """Makes guesses as frequent per class as the labels are (ReMixMatch, Berthelot et al. 2020, section 3.1).
+
+    p ← normalise(p · labelled frequency / mean guess). Both are moving averages over all ranks' batches and follow
+    once per optimiser step; the mean guess counts the batch at hand as well, and the first batch sets it.
+    """
+
+    def __init__(self, classes: int, momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        self.labeled = nn.Buffer(torch.full((classes,), 1 / classes))
+        self.guessed = nn.Buffer(torch.full((classes,), 1 / classes))
+        self.started = nn.Buffer(torch.zeros(()))
+        # of the micro-batches since the last optimiser step: labels and guesses per class, and how many
+        self.sums = nn.Buffer(torch.zeros(2, classes))
+        self.counts = nn.Buffer(torch.zeros(2, 1))
+
+    @torch.no_grad()
+    def observe(self, labels: Tensor) -> None:
+        """Count a micro-batch's labels (B,)."""
+        self._add(0, F.one_hot(labels, len(self.labeled)).float())
+
+    @torch.no_grad()
+    def forward(self, probabilities: Tensor) -> Tensor:
+        """(U, K) -> (U, K), rows sum to 1. In training the guesses are counted."""
+        batch = distributed.all_mean(probabilities.mean(0), float(len(probabilities)))
+        mean = torch.where(self.started > 0, self.guessed.lerp(batch, 1 - self.momentum), batch)
+        if self.training:
+            self._add(1, probabilities)
+        aligned = probabilities * (self.labeled + 1e-6) / (mean + 1e-6)
+        return aligned / aligned.sum(-1, keepdim=True)
+
+    def _add(self, row: int, values: Tensor) -> None:
+        self.sums[row] += values.sum(0)
+        self.counts[row] += len(values)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Let both averages follow; once per optimiser step."""
+        means = self.sums / self.counts.clamp(min=1)
+        labels, guesses = (distributed.all_mean(mean, count) for mean, count in zip(means, self.counts))
+        self.labeled.lerp_(labels, 1 - self.momentum)
+        self.guessed.copy_(torch.where(self.started > 0, self.guessed.lerp(guesses, 1 - self.momentum), guesses))
+        self.started.fill_(1)
+        self.sums.zero_()
+        self.counts.zero_()
 
 
 def interleave_order(rows: int, groups: int, device: Any = None) -> Tensor:

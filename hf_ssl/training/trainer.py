@@ -75,7 +75,9 @@ class SSLTrainer(Trainer):
         if (
             sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 2
         ):  # a patch embedding alone gains nothing
-            nn.Module.to(model, memory_format=torch.channels_last)  # convolutions run 1.3 to 1.5 times faster, on CPU as well
+            nn.Module.to(
+                model, memory_format=torch.channels_last
+            )  # convolutions run 1.3 to 1.5 times faster, on CPU as well
         if args.world_size > 1 and args.sync_batchnorm:
             distributed.synchronise_batchnorm(model)
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries

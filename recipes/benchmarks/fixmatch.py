@@ -1,6 +1,6 @@
 """FixMatch against training on the 40 labels alone: Fashion-MNIST, equal wall time, three draws of the labels.
 
-    python recipes/benchmarks/fixmatch.py [--seeds 0 1 2] [--steps 8000] [--json FILE]
+    python recipes/benchmarks/fixmatch.py [--seeds 0 1 2] [--steps 6000] [--json FILE]
 
 Time: about 12 minutes a seed on 2 x86 cores. Both runs of a seed stand side by side on the same cores, with the same
 network, weak views, labels, optimiser and EMA; the supervised one is given as many steps as fill the time. Test
@@ -78,8 +78,8 @@ def compare(seed: int, steps: int, supervised_steps: int, names: list[str], fold
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--supervised_steps", type=int, default=24000)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--supervised_steps", type=int, default=14000)
     parser.add_argument("--strong", action="store_true", help="a second baseline, strong labelled views")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)

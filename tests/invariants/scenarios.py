@@ -35,6 +35,9 @@ SETTINGS["clip-chunks"] = Setting("clip", fields=(("micro_batch_size", 2),))
 SETTINGS["dino-warmup"] = Setting("dino", fields=(("norm_last_layer", False), ("teacher_temperature", 0.04)))
 # of the conditioned models' guesses about half count
 SETTINGS["fixmatch"] = Setting("fixmatch", fields=(("threshold", 0.7),))
+SETTINGS["fixmatch-aligned"] = Setting(
+    "fixmatch", fields=(("threshold", 0.7), ("alignment_momentum", 0.9)), batchnorm=True
+)  # a micro-batch is aligned by its own mean guess
 SETTINGS["fixmatch-resnet"] = Setting("fixmatch", "resnet", fields=(("threshold", 0.38),), batchnorm=True)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_ssl.methods.semi_supervised.fixmatch import FixMatchConfig, FixMatchForPreTraining
+from hf_ssl.semi_supervised import DistributionAlignment
 from hf_ssl.training import SSLTrainingArguments
 from tests.contract.tiny import VIT, batch, build, pictures, processor
 
@@ -141,3 +142,36 @@ def test_unlabelled_images_lift_the_accuracy() -> None:
     """Seen over seeds 0–11: 1.00 with unlabelled images on every seed; 0.66–0.97 without."""
     alone, together = ([accuracy(seed, unlabeled) for seed in range(3)] for unlabeled in (False, True))
     assert min(together) > 0.9 and sum(together) - sum(alone) > 3 * 0.1, (alone, together)
+
+
+def test_alignment_by_hand() -> None:
+    """Two classes, labels 3 : 1; the first batch's mean guess is (.8, .2), the second one's (.4, .6)."""
+    aligner = DistributionAlignment(2, 0.5).train()
+    aligner.observe(torch.tensor([0, 0, 0, 1]))
+    first = aligner(torch.tensor([[0.9, 0.1], [0.7, 0.3]]))
+    # no step yet: the labels count as even, and the batch itself is the mean guess
+    torch.testing.assert_close(
+        first[0], torch.tensor([0.9 / 0.8, 0.1 / 0.2]) / (0.9 / 0.8 + 0.1 / 0.2), atol=1e-5, rtol=0
+    )
+    aligner.update()
+    torch.testing.assert_close(aligner.labeled, torch.tensor([0.625, 0.375]))  # halfway from (.5, .5) to (.75, .25)
+    torch.testing.assert_close(aligner.guessed, torch.tensor([0.8, 0.2]))
+    second = aligner(torch.tensor([[0.4, 0.6]]))
+    mean = torch.tensor([0.6, 0.4])  # halfway from (.8, .2) to (.4, .6)
+    wanted = torch.tensor([0.4, 0.6]) * torch.tensor([0.625, 0.375]) / mean
+    torch.testing.assert_close(second[0], wanted / wanted.sum(), atol=1e-5, rtol=0)
+    before = aligner.guessed.clone()
+    aligner.eval()(torch.tensor([[0.5, 0.5]]))
+    aligner.train().update()
+    torch.testing.assert_close(aligner.guessed, (before + torch.tensor([0.4, 0.6])) / 2)  # evaluation was not counted
+
+
+def test_alignment_lets_a_rare_class_through_and_keeps_a_skewed_prior() -> None:
+    """A class the model favours loses, one it neglects wins; labels that are skewed themselves are left skewed."""
+    model = build("fixmatch", threshold=0.4, alignment_momentum=0.9)
+    logits = torch.tensor([[2.0, 1.8, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]])
+    targets, weights = model.targets(logits)
+    assert logits.softmax(-1)[0].argmax() == 0 and targets[0].argmax() == 1 and weights[0] == 1
+    skewed = build("fixmatch", threshold=0.5, alignment_momentum=0.9)
+    skewed.alignment.labeled.copy_(logits.softmax(-1).mean(0))  # what the model guesses is what the labels say
+    assert skewed.targets(logits)[0][0].argmax() == 0

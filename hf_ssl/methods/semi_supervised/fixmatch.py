@@ -13,24 +13,28 @@ from torch import Tensor
 
 from ...modeling import Paper
 from ...processing import SSLImageProcessor
-from ...semi_supervised import SemiSupervisedConfig, SemiSupervisedModel
+from ...semi_supervised import DistributionAlignment, SemiSupervisedConfig, SemiSupervisedModel
 
 
 @strict
 class FixMatchConfig(SemiSupervisedConfig):
     """threshold: τ, the confidence from which a guess counts. temperature: of the targets' softmax; 0 is its limit,
-    the one-hot guess of the paper (UDA: .4). The threshold always looks at the plain softmax."""
+    the one-hot guess of the paper (UDA: .4). The threshold never looks at sharpened guesses. alignment_momentum: > 0
+    turns on distribution alignment, the paper's extension for very few labels; .99 to .999 suit."""
 
     model_type = "ssl_fixmatch"
 
     threshold: float | int = 0.95
     temperature: float | int = 0.0
+    alignment_momentum: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
         if self.temperature < 0:
             raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        if not 0 <= self.alignment_momentum < 1:
+            raise ValueError(f"alignment_momentum must lie in [0, 1), got {self.alignment_momentum}")
         super().__post_init__(**kwargs)
 
 
@@ -74,11 +78,30 @@ class FixMatchForPreTraining(SemiSupervisedModel):
         "num_train_epochs": 100,
     }  # fmt: skip
 
+    def __init__(self, config: FixMatchConfig):
+        super().__init__(config)
+        self.alignment: DistributionAlignment | None = None
+        if config.alignment_momentum:
+            self.alignment = DistributionAlignment(config.backbone_config.num_labels, config.alignment_momentum)
+        self.post_init()
+
+    def supervised_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.alignment is not None and self.training:
+            self.alignment.observe(labels)
+        return super().supervised_loss(logits, labels)
+
+    def update_state(self) -> None:
+        if self.alignment is not None:
+            self.alignment.update()
+
     def targets(self, logits: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Weak logits (U, K) -> one-hot (or sharpened) guesses (U, K) and 1 where max p >= threshold, else 0 (U,)."""
-        confidence, guess = logits.softmax(-1).max(-1)
+        probabilities = logits.softmax(-1)
+        if self.alignment is not None:
+            probabilities = self.alignment(probabilities)
+        confidence, guess = probabilities.max(-1)
         if self.config.temperature > 0:
-            targets = (logits / self.config.temperature).softmax(-1)
+            targets = (probabilities.log() / self.config.temperature).softmax(-1)
         else:
             targets = F.one_hot(guess, logits.shape[-1]).to(logits.dtype)
         return targets, (confidence >= self.config.threshold).to(logits.dtype)
