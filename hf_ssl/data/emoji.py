@@ -50,9 +50,10 @@ def load_emoji(split: str = "train") -> Dataset:
 
 
 class KeywordCaptions(Captions):
-    """The name is the caption. For training the text is the name, then k of the n keywords in random order.
+    """The name is the caption. For training the text is, with equal odds, the name before some keywords, or keywords.
 
-    Joined by ", "; k is 0 to n, all equally likely, and so is every choice and order of k keywords.
+    Joined by ", "; k of the n keywords (0 to n after the name, else 1 to n), each number, choice and order equally
+    likely. Keywords alone are what a prompt for a class looks like: "animal" must mean something by itself.
     """
 
     @property
@@ -61,8 +62,10 @@ class KeywordCaptions(Captions):
 
     def draw(self, row: dict, rng: np.random.Generator) -> str:
         keywords = row["keywords"]
-        count = rng.integers(len(keywords) + 1)
-        return ", ".join([*self.texts(row), *(keywords[i] for i in rng.permutation(len(keywords))[:count])])
+        named = not keywords or rng.random() < 0.5
+        count = rng.integers(0 if named else 1, len(keywords) + 1)
+        some = [keywords[i] for i in rng.permutation(len(keywords))[:count]]
+        return ", ".join([*self.texts(row), *some] if named else some)
 
 
 def foreground(rgba: np.ndarray) -> np.ndarray:

@@ -14,39 +14,45 @@ SIMPLE_TEMPLATES = (
     "art of the {}.", "a photo of the small {}.",
 )  # fmt: skip
 
-# The nine groups of Unicode's emoji, each told by plain words for what is in it.
+# The nine groups of Unicode's emoji, each told by plain words for what is in it, as captions of emoji are written.
 EMOJI_GROUPS: dict[str, tuple[str, ...]] = {
     "smileys-emotion": (
-        "grinning face", "smiling face", "face with open mouth", "sad face", "angry face", "crying face", "tired face",
-        "kissing face", "cat with a smiling face", "red heart", "love", "emotion",
+        "smiling face", "grinning face, happy, smile", "sad face, disappointed", "angry face, mad",
+        "face, eyes, mouth", "tired face, sleep", "kiss, love", "cat, face, smile", "heart, love", "red heart",
+        "emotion", "face, tongue",
     ),
     "people-body": (
-        "person", "man", "woman", "girl", "boy", "family", "raised hand", "hand with a finger", "body part",
-        "man at work", "woman at work", "person doing sport", "person walking", "couple",
+        "person", "man", "woman", "boy, child", "girl, child", "family, child", "couple, love", "hand",
+        "hand, gesture", "finger, hand", "man, worker", "woman, worker", "person, sport", "person walking", "adult",
+        "body, hand", "person, fantasy, fairy tale",
     ),
-    "flags": ("flag", "flag of a country", "national flag", "flag: country"),
+    "flags": ("flag", "flag: country", "flag of a country", "country, flag"),
     "symbols": (
-        "symbol", "sign", "button", "arrow", "zodiac sign", "warning sign", "no entry, prohibited", "circle", "square",
-        "number", "letters", "mathematical sign", "religious symbol",
+        "symbol", "button", "sign", "arrow", "right arrow", "zodiac", "horoscope, zodiac", "no, prohibited, forbidden",
+        "circle", "square", "keycap", "religion, symbol", "japanese button", "ideograph, japanese", "mark",
+        "star, symbol",
     ),
     "travel-places": (
-        "place", "building", "house", "city", "mountain", "map", "car", "vehicle", "train", "airplane", "ship",
-        "clock, time", "weather", "cloud with rain", "sun", "moon", "star in the sky",
+        "building", "house, building", "city, building", "mountain", "car, vehicle", "vehicle, travel",
+        "train, vehicle", "airplane, travel", "boat, travel", "clock, time", "o’clock, clock, time", "weather, cloud",
+        "cloud, rain", "sun, weather", "moon, space", "star, space", "beach, travel", "place",
     ),
     "objects": (
-        "object", "clothing", "shoe", "book", "computer", "telephone", "camera", "music", "musical instrument",
-        "money", "letter, mail", "office paper", "tool", "lock and key", "light", "medicine", "household furniture",
+        "clothing", "clothes, shoe", "tool", "book, education", "computer", "telephone, communication", "camera",
+        "music", "instrument, music", "money, bank", "letter, mail", "paper, office", "box", "lock", "key", "light",
+        "medicine, doctor", "bag, shopping", "hat, clothing",
     ),
     "animals-nature": (
-        "animal", "dog", "cat", "mammal", "bird", "fish", "reptile", "insect", "plant", "flower", "tree", "leaf",
+        "animal", "animal, face", "dog, animal, pet", "cat, animal, pet", "bird, animal", "fish, animal, ocean",
+        "insect, animal", "animal, zoo", "plant", "flower, plant", "tree, plant", "leaf, plant", "nature",
     ),
     "food-drink": (
-        "food", "drink", "fruit", "vegetable", "bread", "meat", "meal in a bowl", "cake", "sweet dessert",
-        "glass of wine", "cup with a hot drink",
+        "food", "fruit, food", "vegetable, food", "bread, food", "meat, food", "restaurant, food",
+        "dessert, sweet, food", "cake, dessert, sweet", "drink", "drink, bar", "glass, drink", "cup, drink",
     ),
     "activities": (
-        "activity", "game", "sport", "ball", "medal for the winner", "toy", "celebration, party", "gift", "art",
-        "playing card",
+        "sport", "ball, sport", "ball, game", "game", "card, game", "celebration, party", "celebration",
+        "medal, award", "toy", "gift, celebration", "art", "ticket",
     ),
 }  # fmt: skip
 
