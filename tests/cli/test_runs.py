@@ -116,7 +116,7 @@ def test_the_table_shows_both_baselines(finished):
     rows = json.loads((folder / "run.json").read_text())["results"]
     assert [row["model"] for row in rows] == ["raw pixels", "untrained", "trained"]
     assert rows[0]["knn20_label"] == 1.0 and rows[2]["linear_label"] > 0.9  # red against blue
-    assert "12 of its 60 pictures, a fixed draw, are the queries" in out  # a folder without a test split
+    assert "12 of its 60 pictures, a fixed draw, are kept for it" in out  # a folder without a test split
     for word in ("arXiv:2002.05709", "60 images", "raw pixels", "untrained", "knn20_label", "report.html"):
         assert word in out, word
 
