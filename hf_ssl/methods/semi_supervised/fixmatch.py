@@ -82,7 +82,7 @@ class FixMatchForPreTraining(SemiSupervisedModel):
         super().__init__(config)
         self.alignment: DistributionAlignment | None = None
         if config.alignment_momentum:
-            self.alignment = DistributionAlignment(config.backbone_config.num_labels, config.alignment_momentum)
+            self.alignment = DistributionAlignment(self.backbone.config.num_labels, config.alignment_momentum)
         self.post_init()
 
     def supervised_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
