@@ -36,8 +36,8 @@ SETTINGS["dino-warmup"] = Setting("dino", fields=(("norm_last_layer", False), ("
 # of the conditioned models' guesses about half count
 SETTINGS["fixmatch"] = Setting("fixmatch", fields=(("threshold", 0.7),))
 SETTINGS["fixmatch-aligned"] = Setting(
-    "fixmatch", fields=(("threshold", 0.7), ("alignment_momentum", 0.9)), batchnorm=True
-)  # a micro-batch is aligned by its own mean guess
+    "fixmatch", fields=(("threshold", 0.3), ("temperature", 1.0), ("alignment_momentum", 0.9)), batchnorm=True
+)  # soft targets, so that a mean guess of one rank alone shows; a micro-batch is aligned by its own mean guess
 SETTINGS["fixmatch-resnet"] = Setting("fixmatch", "resnet", fields=(("threshold", 0.38),), batchnorm=True)
 
 
