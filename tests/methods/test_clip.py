@@ -228,7 +228,7 @@ def test_batchnorm_towers_refuse_chunks_in_training() -> None:
 
 
 _STEPS = """
-import resource
+import re
 import torch
 from hf_ssl import text
 from hf_ssl.methods.image_text.clip import SSLCLIPConfig, SSLCLIPForPreTraining
@@ -240,17 +240,21 @@ vision = dict(model_type="vit", image_size=32, patch_size=4, hidden_size=64, num
 towers = text.image_text_config(vision, "text-pico", TOKENIZER, 64)
 model = SSLCLIPForPreTraining(SSLCLIPConfig(backbone_config=towers)).train()
 
+def memory(kind):
+    return int(re.search(rf"{kind}:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
 def peak_growth(count, micro_batch_size):
     model.config.micro_batch_size = micro_batch_size
     ids = torch.full((count, 16), 300)
     ids[:, 0], ids[:, -1] = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
     pixels = torch.zeros(count, 3, 32, 32).normal_()
-    before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+    open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here on
+    before = memory("VmRSS")
     model(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).loss.backward()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return memory("VmHWM") - before  # not ru_maxrss, which starts at the size of the process that started this one
 
 peak_growth(4, 2), peak_growth(4, None)  # libraries, kernels and gradients are in memory from here on
-print(peak_growth(128, 16), peak_growth(128, None))  # the process's peak only rises: the smaller one first
+print(peak_growth(128, 16), peak_growth(128, None))
 """
 
 
