@@ -4,7 +4,7 @@
 
 Time: about 12 minutes a seed on 2 x86 cores. Both runs of a seed stand side by side on the same cores, with the same
 network, weak views, labels, optimiser and EMA; the supervised one is given as many steps as fill the time. Test
-images are looked at once, after the last step. Nothing here was tuned per seed.
+images are looked at once, after the last step. Seen: FixMatch .686, .754, .709, labels alone .651, .681, .695: +4.0.
 """
 
 import argparse
