@@ -1,6 +1,7 @@
 """Schedules as pure functions of progress in [0, 1]; floats or 0-d tensors alike (no device sync)."""
 
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -27,16 +28,18 @@ def linear(progress: Number, start: float, end: float, until: float = 1.0) -> Nu
 
 def warmup_cosine(progress: float, peak: float, end: float = 0.0, warmup: float = 0.0) -> float:
     """Linear from 0 to ``peak`` while progress < ``warmup``, then half a cosine to ``end``: the learning rate."""
-    if progress < warmup:
-        return peak * progress / warmup
-    return cosine((progress - warmup) / max(1.0 - warmup, 1e-12), peak, end)
+    return _warmed_up(progress, peak, warmup, lambda rest: cosine(rest, peak, end))
 
 
 def cosine_7_16(progress: float, peak: float, end: float = 0.0, warmup: float = 0.0) -> float:
     """Linear warm-up, then ``peak`` · cos(7π/16 · progress), down to 0.195 · ``peak``: FixMatch (section 2.4)."""
+    return _warmed_up(progress, peak, warmup, lambda rest: max(end, peak * math.cos(7 * math.pi / 16 * rest)))
+
+
+def _warmed_up(progress: float, peak: float, warmup: float, decay: Callable[[float], float]) -> float:
     if progress < warmup:
         return peak * progress / warmup
-    return max(end, peak * math.cos(7 * math.pi / 16 * (progress - warmup) / max(1.0 - warmup, 1e-12)))
+    return decay((progress - warmup) / max(1.0 - warmup, 1e-12))
 
 
 # What ``lr_scheduler_type`` may name beside the shapes that transformers knows.

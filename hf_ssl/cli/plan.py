@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS
+from ..training.levels import RIVALS, merge
 from .console import UsageError, nearest
 from .fields import Flag, config_flags, family_flags, train_flags
 from .flags import parse
@@ -27,8 +28,6 @@ OWN = {
 }
 # What the command sets where neither the paper, the recipe nor a flag says anything: short runs show a log as well.
 DEFAULTS = {"logging_steps": 50, "save_total_limit": 2}
-# Setting one on a higher level takes back the other from a lower one: both say the same thing.
-_RIVALS = (("learning_rate", "base_learning_rate"), ("max_steps", "num_train_epochs"))
 
 
 @dataclass
@@ -110,22 +109,9 @@ def other_methods_flags(method: str) -> dict[str, str]:
     return {name: f"{' and '.join(others)}, not of {method}" for name, others in owners.items()}
 
 
-def merge(lower: dict[str, Any], higher: dict[str, Any]) -> dict[str, Any]:
-    """`lower` under `higher`; dicts of view fields merge, rivals of what `higher` sets disappear."""
-    merged = dict(lower)
-    for pair in _RIVALS:
-        for name, rival in (pair, pair[::-1]):
-            if name in higher and rival not in higher:
-                merged.pop(rival, None)
-    for name, value in higher.items():
-        below = merged.get(name)
-        merged[name] = {**below, **value} if isinstance(value, dict) and isinstance(below, dict) else value
-    return merged
-
-
 def _consistent(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Refuse two values for one thing within a level, and let bf16 / fp16 speak through `precision`."""
-    for first, second in _RIVALS:
+    for first, second in RIVALS:
         if first in values and second in values and values.get("max_steps") != -1:
             raise UsageError(f"{where}: give {first} or {second}, not both.")
     half = next((name for name in ("bf16", "fp16") if values.get(name)), None)

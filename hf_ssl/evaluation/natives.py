@@ -91,14 +91,6 @@ def pooled(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def backbone_of(model: Any) -> Any:
-    """The vision backbone of any native model: a classifier's body, an image-text model's image tower, or itself."""
-    kind = model_kind(model)
-    if kind == "image_text":
-        return model.vision_model
-    return model.base_model if kind == "classifier" else model
-
-
 def class_names(model: Any) -> tuple[str, ...] | None:
     """The classifier's class names in the order of its outputs; None where its config holds only LABEL_0, LABEL_1."""
     names = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ssl.evaluation.features import Collect, Prepare, batches_of, frozen, load_backbone
-from hf_ssl.evaluation.natives import backbone_of
 
 if TYPE_CHECKING:
     from hf_ssl.data.sources import ImageSource
@@ -88,7 +87,7 @@ def attention_segmentation(
             batches: Any = batches_of(collect, batch_size, 0, progress, max_images, "attention")
             for pixels, masks in batches:
                 try:
-                    attention = last_attention(backbone_of(model), pixels.to(device or home, dtype))
+                    attention = last_attention(model, pixels.to(device or home, dtype))
                 except ValueError as error:
                     raise NoAttentionError(f"Attention segmentation is not possible here: {error}") from error
                 scores.append(attention_jaccard(attention.float().cpu(), masks, mass))

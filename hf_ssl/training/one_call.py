@@ -14,6 +14,7 @@ from ..methods import load
 from ..processing import SSLImageProcessor
 from .arguments import ModelArguments, SSLTrainingArguments
 from .build import build_method, default_arguments
+from .levels import merge
 from .trainer import SSLTrainer
 
 if TYPE_CHECKING:
@@ -114,9 +115,7 @@ def fit(
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             model.save_pretrained(folder)
             model = folder
-        settings = {"logging_steps": 50, "seed": seed, **default_arguments(method), **training}
-        if "max_steps" in training and "num_train_epochs" not in training:
-            settings.pop("num_train_epochs", None)
+        settings = merge({"logging_steps": 50, "seed": seed, **default_arguments(method)}, training)
         arguments = SSLTrainingArguments(str(output_dir), **settings)
         whole, processor = build_method(
             method, source, ModelArguments(backbone=str(model), image_size=image_size), config, views, seed, rows.names

@@ -47,6 +47,7 @@ def test_the_report_has_the_model_its_figures_and_its_history(report):
     assert report.validation["accuracy"] > 0.9  # two colours; guessing gives .5
     assert {"macro_f1", "ece", "student_accuracy"} <= set(report.validation)
     assert [entry["step"] for entry in report.history if "utilisation" in entry] == [4, 8, 12]
+    assert report.history[0]["learning_rate"] > 0.03  # the 0.05 that was asked for, not the paper's 0.03
     assert len(report.labeled.rows) == 8 and report.labeled.names == ("red", "blue")
     text = str(report)
     assert "EMA" in text and "8 labels of 2 classes" in text and "student" not in text
