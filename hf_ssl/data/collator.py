@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hf_ssl.data.decode import BadImageError
+from hf_ssl.data.decode import BadImageError, open_jpeg
 from hf_ssl.data.ledger import BadImageLedger, TooManyBadImages
 from hf_ssl.data.sources import ImageSource
 from hf_ssl.data.stream import RowStream, derive
@@ -33,8 +33,8 @@ class ViewCollator:
 
     Args:
         source: decodes and renders the rows.
-        processor: anything with `num_views` and `draw(images, rng) -> {key: array}`; for `keys` with
-            `count_views(keys)` and `draw(images, rng, keys)`.
+        processor: anything with `count_views(keys)` and `draw(images, rng, keys, out) -> {key: array}`, which may
+            write into `out`, the row's part of the batch (None for the first row). Images are arrays or a `Jpeg`.
         seed: non-negative.
         keep_columns: columns handed through: numbers as a tensor (B,), the rest as a list; also `_index`, `_epoch`.
         keys: draw only the views of these keys.
@@ -56,14 +56,17 @@ class ViewCollator:
         self._spare: dict | None = None  # last good row, undecoded, for a batch with no good image at all
 
     def __call__(self, rows: list[dict]) -> dict[str, Any]:
-        """`rows` as `RowStream` yields them -> {key: (B, ...) tensor}, the kept columns, and `_skipped`: a list."""
+        """`rows` as `RowStream` yields them -> {key: (B, ...) tensor}, the kept columns, and `_skipped`: a list.
+
+        Views are uint8 (B, V, H, W, C), as the workers draw them: `SSLImageProcessor.prepare` makes them floats.
+        """
         batch: dict[str, Any] = {}
         skipped, good = {}, []
         texts = [""] * len(rows)
         for i, row in enumerate(rows):
             try:
                 texts[i] = self._text(row, row)
-                self._store(batch, i, len(rows), self._views(self.source.decode(row), row))
+                self._draw(batch, i, len(rows), row, row)
                 good.append(i)
             except BadImageError as error:
                 skipped[i] = str(error)
@@ -75,7 +78,7 @@ class ViewCollator:
             if shown[i] is None:
                 raise TooManyBadImages(f"No image of a whole batch can be decoded; {'; '.join(skipped.values())}.")
             texts[i] = self._text(shown[i], rows[i])
-            self._store(batch, i, len(rows), self._views(self.source.decode(shown[i]), rows[i]))
+            self._draw(batch, i, len(rows), shown[i], rows[i])
         for name in self.keep_columns:
             values = [row[name] for row in shown]
             numbers = all(isinstance(value, (int, float, np.number)) for value in values)
@@ -90,21 +93,31 @@ class ViewCollator:
             return ""
         return self.source.caption(shown, np.random.default_rng((self._text_seed, row["_epoch"], row["_index"])))
 
-    def _views(self, picture: np.ndarray, row: dict) -> dict[str, np.ndarray]:
+    def _draw(self, batch: dict[str, torch.Tensor], i: int, count: int, shown: dict, row: dict) -> None:
+        """Writes the views of the picture of `shown`, drawn with the numbers of `row`, to place i of the batch."""
+        source = self.source
+        picture: Any = None
+        if source.render is None and not source.keep_alpha:  # the views say how small the file may be decoded
+            picture = open_jpeg(shown["image"], source.channels, source.where(shown))
+        picture = source.decode(shown) if picture is None else picture
         rng = np.random.default_rng((self.seed, row["_epoch"], row["_index"]))
-        count = self.processor.num_views if self.keys is None else self.processor.count_views(self.keys)
-        render = self.source.render
-        if render is not None and self.source.random_render:
-            images = [render(picture, rng) for _ in range(count)]
+        views, render = self.processor.count_views(self.keys), source.render
+        if render is not None and source.random_render:
+            images = [render(picture, rng) for _ in range(views)]
         else:
-            images = [picture if render is None else render(picture, rng)] * count
+            images = [picture if render is None else render(picture, rng)] * views
+        out = {key: tensor.numpy()[i] for key, tensor in batch.items()} or None
         try:
-            return self.processor.draw(images, rng, *(() if self.keys is None else (self.keys,)))
+            drawn = self.processor.draw(images, rng, self.keys, out)
+        except BadImageError:
+            raise
         except Exception as error:
             raise RuntimeError(
                 f"The processor fails on {self.source.where(row)}, {picture.shape[1]} x {picture.shape[0]} pixels, "
                 f"with {type(error).__name__}: {error}"
             ) from error
+        if drawn is not out:
+            self._store(batch, i, count, drawn)
 
     @staticmethod
     def _store(batch: dict[str, torch.Tensor], i: int, count: int, views: dict[str, np.ndarray]) -> None:

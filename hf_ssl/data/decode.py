@@ -2,6 +2,10 @@
 
 Every source goes through `decode_image`, so every kind of file comes out the same way: upright (EXIF), 16 bits scaled
 and not clipped, transparency laid on white, and a broken file is an error that names it, never a grey picture.
+
+Plain 8-bit JPEG goes through simplejpeg (libjpeg-turbo, as in Pillow, so the same pixels, without Pillow's copies) and
+may wait for the views to say how small it is wanted. No maintained wheel decodes a part of a JPEG file; all else, and
+whatever simplejpeg complains about, is Pillow's.
 """
 
 from __future__ import annotations
@@ -13,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile, ImageOps
+
+from hf_ssl.data import remote
 
 MAX_PIXELS = 178_956_970  # Pillow's own error limit; checked from the header, before anything is decoded
 _ORIENTATION = 0x0112  # EXIF tag
+_JPEG = b"\xff\xd8\xff"
 
 # Pillow warns from half that limit on; here the limit is enforced, so in a training log the warning is only noise.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -30,7 +38,9 @@ class BadImageError(ValueError):
         self.where, self.reason = where, reason
 
 
-def decode_image(value: Any, channels: int = 3, where: str = "", keep_alpha: bool = False) -> np.ndarray:
+def decode_image(
+    value: Any, channels: int = 3, where: str = "", keep_alpha: bool = False, plain: bool = True
+) -> np.ndarray:
     """Decode one image to a C-contiguous uint8 array (H, W, `channels`); it may be read-only.
 
     Args:
@@ -39,6 +49,7 @@ def decode_image(value: Any, channels: int = 3, where: str = "", keep_alpha: boo
         channels: 1 (grey), 3 (RGB), 4 (RGBA for files, any four bands for arrays) or any other number (arrays only).
         where: how errors name the image; the path by default.
         keep_alpha: return RGBA (H, W, 4); otherwise transparency is laid on white.
+        plain: take the short way of plain JPEG.
 
     Raises:
         BadImageError: empty, truncated, corrupt or oversized file, or an array that is no picture of `channels` bands.
@@ -55,21 +66,94 @@ def decode_image(value: Any, channels: int = 3, where: str = "", keep_alpha: boo
             return _from_array(np.asarray(value), 4 if keep_alpha else channels, where)
         if isinstance(value, Image.Image):
             return _from_pil(value, channels, keep_alpha, where)
+        if plain and not keep_alpha and (jpeg := open_jpeg(value, channels, where)) is not None:
+            return jpeg.decode()[0]
         return _from_file(value, channels, keep_alpha, where)
-    except BadImageError:
+    except (BadImageError, remote.RemoteError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
         raise BadImageError(where, _reason(value, error)) from error
+
+
+class Jpeg:
+    """A plain JPEG file that is not decoded yet; `SSLImageProcessor.draw` takes it in place of a picture."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, data: bytes, shape: tuple[int, int, int], where: str):
+        self.data, self.shape, self.where = data, shape, where
+
+    def decode(self, shrink: float = 1.0) -> tuple[np.ndarray, int]:
+        """(uint8 (H, W, C), 1), or the picture at half, a quarter or an eighth of its size with 2, 4 or 8.
+
+        shrink: by how much every use shrinks it; decoded at 1.5 times the size that this allows or larger, so that the
+        antialiased resize decides what is left of it (.3 levels of 255 from the whole picture's). BadImageError as
+        `decode_image`.
+        """
+        height, width, channels = self.shape
+        factor = 2 ** min(max(int(shrink / 1.5), 1).bit_length() - 1, 3)
+        small = {"min_height": -(-height // factor), "min_width": -(-width // factor), "min_factor": factor}
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                self.data, "RGB" if channels == 3 else "GRAY", **(small if factor > 1 else {})
+            )
+        except ValueError:  # a warning of the decoder is an error there; Pillow knows which ones matter
+            return decode_image(self.data, channels, self.where, plain=False), 1
+        return pixels, factor
+
+
+def open_jpeg(value: Any, channels: int = 3, where: str = "") -> Jpeg | None:
+    """The image as a `Jpeg`, from its header alone; None for any other kind of file, and for JPEG that needs more:
+    turned by EXIF, CMYK, 12 bits, lossless, arithmetic, colour where grey is wanted, too large, or no file at all."""
+    if isinstance(value, dict):
+        where = where or value.get("path") or ""
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, (str, Path)):
+        where = where or str(value)
+        try:
+            with open(value, "rb") as file:
+                start = file.read(3)
+                value = start + file.read() if start == _JPEG else None
+        except OSError:
+            return None
+    if not isinstance(value, bytes) or value[:3] != _JPEG:
+        return None
+    found = _jpeg_header(value)
+    if found is None or channels not in (1, 3) or channels < found[2] or found[0] * found[1] > MAX_PIXELS:
+        return None
+    return Jpeg(value, (found[0], found[1], channels), where or "image")
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
+    """(height, width, components) of a baseline or progressive 8-bit JPEG of 1 or 3 components that stands upright."""
+    at, described = 2, False
+    while at + 10 < len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2):
+            height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
+            plain = data[at + 4] == 8 and data[at + 9] in (1, 3) and height and width
+            return (height, width, data[at + 9]) if plain and (not described or _is_upright(data)) else None
+        if marker == 0xE1:  # EXIF or XMP, either may turn the picture
+            described = True
+        elif not (0xE0 <= marker <= 0xEF or marker in (0xC4, 0xDB, 0xDD, 0xFE)):
+            return None
+        at += length
+    return None
+
+
+def _is_upright(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.getexif().get(_ORIENTATION, 1) == 1
+    except Exception:  # whatever is wrong with it, `decode_image` will say
+        return False
 
 
 def _from_file(value: bytes | str | Path | None, channels: int, keep_alpha: bool, where: str) -> np.ndarray:
     if value is None:
         raise BadImageError(where, "the row holds no image (neither bytes nor a path)")
     if isinstance(value, str) and "://" in value:  # streamed folders of the Hub hand out hf:// addresses
-        import fsspec
-
-        with fsspec.open(value, "rb") as remote:
-            value = remote.read()
+        value = remote.read(value)
     with Image.open(io.BytesIO(value) if isinstance(value, (bytes, bytearray, memoryview)) else value) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -123,6 +207,8 @@ def _from_array(array: np.ndarray, channels: int, where: str) -> np.ndarray:
     if bands != channels:
         if {bands, channels} - {1, 3, 4} or (bands, channels) == (4, 1):
             raise BadImageError(where, f"the array has {bands} channels (shape {array.shape}), {channels} are wanted")
+        if (bands, channels) == (1, 3):
+            return np.repeat(array, 3, axis=2)
         return _from_pil(Image.fromarray(array if bands > 1 else array[:, :, 0]), channels, False, where)
     return np.ascontiguousarray(array)
 

@@ -125,8 +125,8 @@ class PairStream(torch.utils.data.IterableDataset):
 class PairCollator:
     """`PairStream`'s items to one batch of B labelled and `ratio` * B unlabelled images.
 
-    - pixel_values (B, V, C, H, W) and labels (B,): the labelled images, by the processor's `pixel_values` views;
-    - every other key of the processor (ratio * B, V, C, H, W) and unlabeled_index (ratio * B,), the row numbers in
+    - pixel_values (B, V, H, W, C) uint8 and labels (B,): the labelled images, by the processor's `pixel_values` views;
+    - every other key of the processor (ratio * B, V, H, W, C) and unlabeled_index (ratio * B,), the row numbers in
       the unlabelled source;
     - unlabeled_labels (ratio * B,), for metrics only, where the unlabelled data has labels: true classes as the
       labelled set numbers them, -1 where there is none or the labelled set does not know the class.
@@ -135,7 +135,7 @@ class PairCollator:
 
     Args:
         labeled, unlabeled: decode and render the rows; `labeled` as `draw_labeled` returns it.
-        processor: with `model_input_names`, `count_views(keys)` and `draw(images, rng, keys)`.
+        processor: with `model_input_names`, `count_views(keys)` and `draw(images, rng, keys, out)`.
         seed: non-negative.
         ratio: as of the stream; with 0 there are only pixel_values and labels.
 

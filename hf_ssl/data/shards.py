@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hf_ssl.data import remote
+
 CHUNK = 256  # rows converted at a time: little to throw away on a seek, and cheap per row
 _UNKNOWN_SHARD = 1 << 32  # row numbers of one shard, where lengths are unknown
 
@@ -87,7 +89,7 @@ class DatasetShards:
         if columns is not None:
             part = part.select_columns(list(columns))
         # .iter(), not iter(): the latter would split a second time, by DataLoader worker, and leave workers idle
-        yield from part.with_format("arrow").iter(batch_size=CHUNK)
+        return remote.resumed(lambda: part.with_format("arrow").iter(batch_size=CHUNK), f"shard {shard}")
 
     def index(self, shard: int, row: int) -> int:
         return shard * _UNKNOWN_SHARD + row

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_ssl.data import local
+from hf_ssl.data import local, remote
 from hf_ssl.data.captions import Captions, find_captions
 from hf_ssl.data.decode import BadImageError, decode_image
 from hf_ssl.data.shards import DatasetShards, ParquetShards, SourceError
@@ -248,8 +248,10 @@ def _hub(spec: str, split: str, streaming: bool) -> tuple[Any, str, list[str]]:
 
     repo, _, config = spec.partition(":")
     try:
-        split = local.pick_split(spec, split, datasets.get_dataset_split_names(repo, config or None))
-        return datasets.load_dataset(repo, config or None, split=split, streaming=streaming), split, []
+        known = remote.steadily(lambda: datasets.get_dataset_split_names(repo, config or None), spec)
+        split = local.pick_split(spec, split, known)
+        options: dict[str, Any] = {"split": split, "streaming": streaming}
+        return remote.steadily(lambda: datasets.load_dataset(repo, config or None, **options), spec), split, []
     except SourceError:
         raise
     except Exception as error:

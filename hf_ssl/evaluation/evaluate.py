@@ -79,6 +79,7 @@ def evaluate_backbone(
     prompts: Prompts | None = None,
     name: str = "trained",
     others: Mapping[str, torch.nn.Module] | None = None,
+    knn_precision: str = "fp32",
 ) -> list[dict]:
     """Rows {"protocol", "model", "knn20_<label>", ..., "linear_<label>", "r1", "r5", "jaccard_best", "std", "rankme",
     "lowshot1_<label>", "accuracy", "top5", "macro_f1", "ece", "zeroshot_<label>", "i2t_r1", "t2i_r1", ...}.
@@ -89,7 +90,8 @@ def evaluate_backbone(
     rows come first for what needs no training: the commonest class, chance, raw pixels (32 x 32), the untrained twin
     (`seed`). `protocol`: the rows' name (default: "centred" / "placed" for emoji, else the source's name). `pairing`:
     which test rows search which; skipped where the columns are absent. `prompts`: see `zero_shot`. `name`: of the
-    model's own row; `others`: further classifiers with the same processor, measured as such. A classifier's row also
+    model's own row; `others`: further classifiers with the same processor, measured as such. `knn_precision`: see
+    `nearest`; another than "fp32" is named in each row of features as "knn_precision". A classifier's row also
     holds "classes", "per_class_recall", "confusion" and "calibration". What cannot be measured is left out of the row
     and said once in the log. Raises ValueError for an unknown measure or label, and for classes that do not match.
     """
@@ -103,6 +105,7 @@ def evaluate_backbone(
         processor, train_source, test_source, labels, measures, tuple(k), solver, pairing, seed, prompts,
         {"batch_size": batch_size, "num_workers": num_workers, "progress": progress, "max_images": max_images,
          "device": device},
+        knn_precision,
     )  # fmt: skip
     own = (bench.classified(model) if "classification" in measures else {}) | bench.row(model)
     rows: dict[str, dict[str, Any]] = {}
@@ -151,6 +154,7 @@ class _Bench:
     seed: int
     prompts: Prompts | None
     loading: dict[str, Any]
+    knn_precision: str = "fp32"
 
     def __post_init__(self) -> None:
         # known after the model's own row: what always naming the commonest class scores, and a blind search
@@ -169,8 +173,9 @@ class _Bench:
             train = self._features(model, self.train) if wanted & _OF_BANK else test
             row |= self._of_texts(model, test, texts)
             row |= measure_features(
-                train, test, self.labels, tuple(wanted), self.k, self.solver, self.pairing, self.seed
-            )
+                train, test, self.labels, tuple(wanted), self.k, self.solver, self.pairing, self.seed,
+                self.knn_precision,
+            )  # fmt: skip
         if "segmentation" in self.measures and model is not None:
             row |= self._segmentation(model)
         return row
@@ -237,15 +242,17 @@ def measure_features(
     solver: str = "lbfgs",
     pairing: Pairing | None = EMOJI_PAIRING,
     seed: int = 0,
-) -> dict[str, float]:
+    knn_precision: str = "fp32",
+) -> dict[str, Any]:
     """The figures of one row of `evaluate_backbone`, from features already extracted."""
-    row: dict[str, float] = {}
+    row: dict[str, Any] = {}
     for label in labels if {"knn", "linear", "low_shot"} & set(measures) else ():
         fit, score = _labelled(train, label), _labelled(test, label)
         data = (fit.embeddings, fit.labels[label], score.embeddings, score.labels[label])
         if "knn" in measures:
-            accuracy = knn_accuracy(*data, k=k)
+            accuracy = knn_accuracy(*data, k=k, precision=knn_precision)
             row |= {f"knn{n}_{label}": accuracy[f"knn{n}_top1"] for n in k}
+            row |= {} if knn_precision == "fp32" else {"knn_precision": knn_precision}
         if "linear" in measures:
             groups = fit.labels.get(pairing.item) if pairing else None
             groups = None if groups is None or None in groups else groups

@@ -141,21 +141,33 @@ def run_over(
     progress: bool = True,
     max_images: int | None = None,
     what: str = "features",
-) -> list[Tensor]:
-    """`function(model, pixel_values)` of every batch of `collect`'s source, in float32 on the CPU."""
+) -> Tensor:
+    """`function(model, pixel_values)` of every picture of `collect`'s source: (N, ...), in float32 on the CPU."""
     parameter = next(model.parameters())
     home, dtype = parameter.device, parameter.dtype
     if dtype != torch.float32:
         logger.warning("The %s are computed in %s, the model's own precision; model.float() avoids it.", what, dtype)
-    outputs = []
+    batches = batches_of(collect, batch_size, num_workers, progress, max_images, what)
     try:
         model.to(device or home)
         with frozen(model):
-            for batch in batches_of(collect, batch_size, num_workers, progress, max_images, what):
-                outputs.append(function(model, batch.to(device or home, dtype)).float().cpu())
+            return _stack((function(model, batch.to(device or home, dtype)) for batch in batches), collect.source)
     finally:
         model.to(home)
-    return outputs
+
+
+def _stack(parts: Iterator[Tensor], source: ImageSource) -> Tensor:
+    """The parts as one float32 tensor on the CPU, filled as they come: a bank of gigabytes is never held twice."""
+    rows, count = torch.empty(0), 0
+    for part in parts:
+        if count + len(part) > len(rows):
+            larger = torch.empty(max(source.num_rows or 0, 2 * (count + len(part))), *part.shape[1:])
+            if count:
+                larger[:count] = rows[:count]
+            rows = larger
+        rows[count : count + len(part)] = part
+        count += len(part)
+    return rows[:count]
 
 
 def raw_pixels(
@@ -170,7 +182,7 @@ def raw_pixels(
     """The baseline without a network: each picture at (size, size), flattened, in [-1, 1]; D = size^2 C."""
     collect = Collect(source, _Resize(size), columns)
     batches = batches_of(collect, batch_size, num_workers, progress, max_images, "raw pixels")
-    return collect.finish(list(batches), "raw pixels")
+    return collect.finish(_stack(batches, source), "raw pixels")
 
 
 class Prepare:
@@ -245,13 +257,13 @@ class Collect:
             logger.warning("Skipped a picture: %s", sentence)
         self.skipped += skipped
 
-    def finish(self, outputs: list[Tensor], what: str) -> Features:
+    def finish(self, outputs: Tensor, what: str) -> Features:
         """The outputs, one row a picture, and what came with them. Raises ValueError where no picture was read."""
-        if not outputs:
+        if not len(outputs):
             raise ValueError(
                 f"No picture of {self.source.name} ({self.source.split}) could be read: {self.skipped[:3]}"
             )
-        embeddings = as_features(torch.cat(outputs), f"{what} features of {self.source.name}")
+        embeddings = as_features(outputs, f"{what} features of {self.source.name}")
         return Features(embeddings, self.labels, torch.tensor(self.index, dtype=torch.long), self.skipped)
 
 

@@ -29,7 +29,7 @@ def verdict(rows: Any) -> tuple[str, list[str]]:
         clauses = []
         for baseline, words in _BASELINES:
             other = models.get(baseline, {})
-            keys = [k for k in trained if _is_quality(k) and is_number(trained[k]) and is_number(other.get(k))]
+            keys = [k for k in trained if is_quality(k) and is_number(trained[k]) and is_number(other.get(k))]
             if not keys:
                 continue
             gain = {k: trained[k] - other[k] for k in keys}
@@ -47,7 +47,7 @@ def verdict(rows: Any) -> tuple[str, list[str]]:
 
 def _clause(words: str, keys: list, better: list, worse: list, gain: dict, trained: dict, other: dict) -> str:
     def example(key: str) -> str:
-        return f"{_heading(key)} {other[key]:.2f} → {trained[key]:.2f}"
+        return f"{heading(key)} {other[key]:.2f} → {trained[key]:.2f}"
 
     if not better:
         told = "worse than" if len(worse) == len(keys) else "no better than"
@@ -69,7 +69,7 @@ def table(protocol: str, rows: list[dict]) -> str:
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("protocol", "model")]
     columns = [key for key in columns if not any(isinstance(row.get(key), (list, dict)) for row in rows)]
     best = {}
-    for key in filter(_is_quality, columns):
+    for key in filter(is_quality, columns):
         values = [round(row[key], 3) for row in rows if is_number(row.get(key))]
         best[key] = max(values, default=math.nan)
     lines = []
@@ -77,19 +77,19 @@ def table(protocol: str, rows: list[dict]) -> str:
         cells = []
         for key in columns:
             value = row.get(key)
-            shown = f"{value:.3f}" if is_number(value) and _is_quality(key) else text(value)
+            shown = f"{value:.3f}" if is_number(value) and is_quality(key) else text(value)
             top = is_number(value) and round(value, 3) == best.get(key)
             cells.append(f"<td><b>{escape(shown)}</b></td>" if top else f"<td>{escape(shown)}</td>")
         kind = ' class="trained"' if row.get("model") in OWN_ROWS else ""
         lines.append(f'<tr{kind}><th scope="row">{escape(str(row.get("model", "?")))}</th>{"".join(cells)}</tr>')
-    head = "".join(f'<th scope="col">{escape(_heading(key))}</th>' for key in columns)
+    head = "".join(f'<th scope="col">{escape(heading(key))}</th>' for key in columns)
     return (
         f'<div class="wide"><table><caption>{escape(protocol)}</caption><thead><tr><th scope="col">model</th>{head}'
         f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div><br>"
     )
 
 
-def _heading(key: str) -> str:
+def heading(key: str) -> str:
     """knn20_group -> "kNN-20 group", i2t_r1 -> "image → text R@1"."""
     stem, _, label = key.partition("_")
     label = "" if label == "label" else label.replace("_", " ")
@@ -108,7 +108,7 @@ def _heading(key: str) -> str:
     return f"{names.get(stem, stem)} {label}".strip().replace("macro f1", "macro F1")
 
 
-def _is_quality(key: str) -> bool:
+def is_quality(key: str) -> bool:
     known = ("knn", "linear", "jaccard", "top", "accuracy", "macro_f1", "zeroshot", "lowshot", "i2t_", "t2i_")
     return key.startswith(known) or (key[:1] == "r" and key[1:].isdigit())
 

@@ -1,5 +1,6 @@
 """SSLImageProcessor: the base of every method's image processor. A method sets class attributes, above all `views`."""
 
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from . import ops
-from .views import VIEW_FIELDS, ViewGroup, draw_view, nearest, render_view
+from .published import method_folder
+from .views import VIEW_FIELDS, Draw, ViewGroup, draw_view, nearest, render_view, shrink
 
 _SERVICE_KEYS = {"image_processor_type", "processor_class", "_processor_class", "feature_extractor_type", "auto_map"}
 _PER_GROUP = {"key", "count"}  # never spread over several groups: each group states its own
@@ -25,6 +27,7 @@ class SSLImageProcessor(BaseImageProcessor):
 
     - size: {"height", "width"} or pixels; every view group that states no size of its own gets it.
     - image_mean, image_std: one number per channel, of pictures scaled to 0..1.
+    - views_on: "host", or "device", which leaves colour, blur, solarising, Cutout and erasing to `normalise`.
     - num_channels: 1, 3, 4, 13, ...; where it does not fit the default mean and std and none is given, every channel
       gets their average over the channels (.449 and .226).
     - eval_crop_pct: the share of the resized picture that the evaluation crop keeps.
@@ -41,6 +44,7 @@ class SSLImageProcessor(BaseImageProcessor):
     image_std: Any = [0.229, 0.224, 0.225]
     num_channels: int = 3
     eval_crop_pct: float = 0.875
+    views_on: str = "host"
     views: list[dict[str, Any]] = [{"key": "pixel_values", "count": 2, "hflip": 0.5}]
 
     def __init__(self, **kwargs: Any):
@@ -100,6 +104,8 @@ class SSLImageProcessor(BaseImageProcessor):
     def _set_statistics(self, mean_given: bool, std_given: bool) -> None:
         if isinstance(self.num_channels, bool) or not isinstance(self.num_channels, int) or self.num_channels < 1:
             raise ValueError(f"num_channels must be a whole number of at least 1, not {self.num_channels!r}.")
+        if self.views_on not in ("host", "device"):
+            raise ValueError(f"views_on must be 'host' or 'device', not {self.views_on!r}.")
         if not 0 < self.eval_crop_pct <= 1:
             raise ValueError(f"eval_crop_pct must lie above 0 and not above 1, not {self.eval_crop_pct!r}.")
         for name, given in (("image_mean", mean_given), ("image_std", std_given)):
@@ -118,7 +124,9 @@ class SSLImageProcessor(BaseImageProcessor):
     def _compile(self) -> None:
         size = (self.size["height"], self.size["width"])
         self._groups = [ViewGroup.from_dict(g, size, f"views[{i}]") for i, g in enumerate(self.views)]
-        self._tables = ops.level_tables(self.image_mean, self.image_std)
+        mean, std = np.asarray(self.image_mean), np.asarray(self.image_std)
+        self._fill = np.clip(np.rint(mean * 255), 0, 255).astype(np.uint8)
+        self._scale, self._shift = (1 / (255 * std)).tolist(), (-mean / std).tolist()
         shapes: dict[str, tuple[int, int]] = {}
         for i, group in enumerate(self._groups):
             if shapes.setdefault(group.key, group.size) != group.size:
@@ -145,37 +153,90 @@ class SSLImageProcessor(BaseImageProcessor):
         return [group for group in self._groups if group.key in keys]
 
     def draw(
-        self, images: Sequence[np.ndarray], rng: np.random.Generator, keys: Sequence[str] | None = None
+        self,
+        images: Sequence[Any],
+        rng: np.random.Generator,
+        keys: Sequence[str] | None = None,
+        out: dict[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
-        """One picture's views: {key: float32 (V, C, H, W), normalised}; the same `rng` state gives the same bytes.
+        """One picture's views: {key: uint8 (V, H, W, C)}; the same `rng` state gives the same bytes.
 
-        images: one uint8 (H, W, num_channels) array per view, in the groups' order; the same object may repeat.
+        With `views_on` = "device" also {key_draws: float32 (V, P)}, what `normalise` needs to finish them.
+
+        images: one uint8 (H, W, num_channels) array per view, in the groups' order; the same object may repeat. Or a
+            picture still to be decoded: its shape, and decode(shrink) -> (array, 1, 2, 4 or 8), the picture at that
+            part of its size if all that is done with it shrinks it by `shrink` or more.
         keys: draw the groups of these keys alone, as if the recipe had no others; None draws all.
+        out: what an earlier call returned, or arrays of the same shapes, to write into and return.
         """
         groups = self._groups_of(keys)
-        count = sum(group.count for group in groups)
-        if len(images) != count:
-            raise ValueError(f"draw needs one picture per view, {count}, and got {len(images)}.")
+        plan = self._plan(images, groups, rng)
+        ready = {id(image): (image, 1) for image in images}
+        for name, (image, _) in ready.items():
+            if hasattr(image, "decode"):
+                ready[name] = image.decode(min(shrink(*view) for use, view in zip(images, plan) if use is image))
+        out = self._buffers(groups) if out is None else out
+        place = dict.fromkeys(out, 0)
+        for image, (choices, group) in zip(images, plan, strict=True):
+            key, (pixels, shrunk) = group.key, ready[id(image)]
+            target = out[key][place[key]]
+            render_view(pixels, choices, group, self._fill, target, self.views_on == "host", shrunk)
+            if (draws := out.get(f"{key}_draws")) is not None:
+                draws[place[key]] = _device().pack(choices, group, draws.shape[1])
+            place[key] += 1
+        return out
+
+    def _plan(
+        self, images: Sequence[Any], groups: Sequence[ViewGroup], rng: np.random.Generator
+    ) -> list[tuple[Draw, ViewGroup]]:
+        """Each view's choices and group, from the sizes of the pictures alone."""
+        order = [group for group in groups for _ in range(group.count)]
+        if len(images) != len(order):
+            raise ValueError(f"draw needs one picture per view, {len(order)}, and got {len(images)}.")
         for image in {id(image): image for image in images}.values():
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
+            if image.dtype != np.uint8 or len(image.shape) != 3 or image.shape[2] != self.num_channels:
                 raise ValueError(
                     f"draw needs uint8 pictures of shape (height, width, {self.num_channels}) and got {image.dtype} "
                     f"{image.shape}."
                 )
-        counts = dict.fromkeys([group.key for group in groups], 0)
-        for group in groups:
-            counts[group.key] += group.count
-        sizes: dict[str, Any] = {group.key: group.size for group in groups}
-        views = {k: np.empty((n, self.num_channels, *sizes[k]), np.float32) for k, n in counts.items()}
-        filled = dict.fromkeys(counts, 0)
-        pictures = iter(images)
-        for group in groups:
-            for _ in range(group.count):
-                image = next(pictures)
-                choices = draw_view(group, image.shape[0], image.shape[1], rng)
-                render_view(image, choices, group, self._tables, views[group.key][filled[group.key]])
-                filled[group.key] += 1
-        return views
+        return [(draw_view(g, image.shape[0], image.shape[1], rng), g) for g, image in zip(order, images, strict=True)]
+
+    def _buffers(self, groups: Sequence[ViewGroup]) -> dict[str, np.ndarray]:
+        """Empty arrays for one picture's views, and for their choices where the device finishes them."""
+        out: dict[str, np.ndarray] = {}
+        for key, first in {group.key: group for group in reversed(groups)}.items():
+            count = sum(group.count for group in groups if group.key == key)
+            out[key] = np.empty((count, *first.size, self.num_channels), np.uint8)
+            width = _device().columns(g for g in groups if g.key == key) if self.views_on == "device" else 0
+            if width:
+                out[f"{key}_draws"] = np.empty((count, width), np.float32)
+        return {name: out[name] for group in groups for name in (group.key, f"{group.key}_draws") if name in out}
+
+    def normalise(self, views: torch.Tensor, params: torch.Tensor | None = None) -> torch.Tensor:
+        """uint8 (..., H, W, C) to float32 (..., C, H, W), (x / 255 - mean) / std, on the tensor's own device.
+
+        In memory the channels stay last. params: float32 (..., P), what `draw` chose for each view and left to do.
+        """
+        height, width, channels = views.shape[-3:]
+        if params is not None:
+            flat = views.reshape(-1, height, width, channels), params.reshape(-1, params.shape[-1])
+            is_jittered = any(map(_device().has_jitter, self._groups))
+            done = _device().finish(*flat, self.image_mean, self.image_std, is_jittered)
+            return done.reshape(*views.shape[:-3], channels, height, width)
+        scale, shift = (  # filled in place: a copy from the host would wait for the device
+            torch.cat([views.new_full((1,), value, dtype=torch.float32) for value in values]).repeat(width)
+            for values in (self._scale, self._shift)
+        )
+        values = views.reshape(-1, width * channels).float()  # whole rows: torch is slow on an inner axis of 3
+        return torch.addcmul(shift, values, scale, out=values).view(views.shape).movedim(-1, -3)
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with its uint8 views normalised, `<key>_draws` used up, and all else as it was."""
+        batch = dict(batch)
+        for key in self.model_input_names:
+            if key in batch and batch[key].dtype == torch.uint8:
+                batch[key] = self.normalise(batch[key], batch.pop(f"{key}_draws", None))
+        return batch
 
     def preprocess(
         self, images: Any, return_tensors: str | None = "pt", seed: int | None = None, **kwargs: Any
@@ -195,7 +256,10 @@ class SSLImageProcessor(BaseImageProcessor):
             array = to_array(image, self.num_channels)
             rng = np.random.default_rng(None if seed is None else (seed, i))
             drawn.append(self.draw([array] * self.num_views, rng))
-        data = {key: np.stack([views[key] for views in drawn]) for key in self.model_input_names}
+        views = {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
+        data = self.prepare(views)
+        if return_tensors != "pt":
+            data = {key: value.numpy() for key, value in data.items()}
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def undo(self, pixel_values: Any) -> np.ndarray:
@@ -227,6 +291,14 @@ class SSLImageProcessor(BaseImageProcessor):
         return self.eval_processor()
 
     @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in transformers; of a published repo, whose root holds the native processor, what its ``ssl/`` says."""
+        if not kwargs.get("subfolder"):
+            with contextlib.suppress(OSError):  # a processor may lie in a folder without a model
+                kwargs["subfolder"] = method_folder(pretrained_model_name_or_path, kwargs) or ""
+        return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """From a saved dict; `kwargs` that this class knows override it as they would in the constructor."""
         saved = dict(image_processor_dict)
@@ -247,6 +319,12 @@ class SSLImageProcessor(BaseImageProcessor):
         """The JSON form: the public attributes and the class's name."""
         state = {k: copy.deepcopy(v) for k, v in self.__dict__.items() if k in self._attributes()}
         return {**state, "image_processor_type": type(self).__name__}
+
+
+def _device() -> Any:
+    from . import device  # needed by views_on="device" alone
+
+    return device
 
 
 def _plain(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 A recipe is a list of groups; a group is a plain dict in JSON and a `ViewGroup` once checked. Order of the operations:
 random resized crop with flips, rotation and shift, RandAugment, colour jitter in random order, grayscale, blur,
-solarise, Cutout, normalise, erase. What needs RGB (saturation, hue, grayscale, RandAugment's color) is left out where
-there are not exactly three channels.
+solarise, Cutout, erase; normalisation is left to the device. What needs RGB (saturation, hue, grayscale, RandAugment's
+color) is left out where there are not exactly three channels.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class ViewGroup:
     - blur_sigma: [low, high] pixels. blur_kernel: the kernel's widest side relative to the view's height, as in SimCLR
       (.1 is 23 pixels at 224); 0 is as wide as sigma asks, as in PIL, hence DINO and BYOL.
     - solarize_p: levels from 128 of 255 up are inverted.
-    - erase_scale: [low, high] relative area of the one box that erase_p sets to the mean (0 once normalised).
+    - erase_scale: [low, high] relative area of the one box that erase_p sets to the mean level (0 once normalised).
     - randaugment: operations per view, out of FixMatch's 14 with replacement (`randaugment.OPERATIONS`); 0 is none.
     - randaugment_p: probability of each of these operations.
     - randaugment_magnitude: m from 2 to 10; each operation draws a level of 10, at least 1 and below m.
@@ -230,10 +230,10 @@ def _between(span: Range, uniform: float) -> float:
 
 def draw_box(uniform: Sequence[float], height: int, width: int, scale: Range, ratio: Range) -> ops.Box | None:
     """A box of random area and aspect in (height, width), from 40 uniform numbers: ten tries, None if none fits."""
-    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    low, high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(0, 4 * _TRIES, 4):
-        area = height * width * _between(scale, uniform[i])
-        aspect = math.exp(_between(log_ratio, uniform[i + 1]))
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform[i])
+        aspect = math.exp(low + (high - low) * uniform[i + 1])
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(uniform[i + 2] * (height - h + 1)), int(uniform[i + 3] * (width - w + 1)), h, w
@@ -253,57 +253,76 @@ def centre_box(height: int, width: int, ratio: Range) -> ops.Box:
 def draw_view(group: ViewGroup, height: int, width: int, rng: np.random.Generator) -> Draw:
     """All choices for one view of a (height, width) picture. Takes as much from `rng` whatever the fields say, and
     where the group has RandAugment or Cutout a second block that depends on `randaugment` alone."""
-    uniform = rng.random(_DRAWS).tolist()
-    for_crop, for_erase, rest = uniform[: 4 * _TRIES], uniform[4 * _TRIES : 8 * _TRIES], iter(uniform[8 * _TRIES :])
-    size = group.size
+    uniform: list[float] = rng.random(_DRAWS).tolist()
+    at, size = 8 * _TRIES, group.size  # in front are the numbers of the crop and of the erased box
+    keys, amounts = uniform[at : at + 4], uniform[at + 4 : at + 8]
+    jittered, blurred, sigma, erased, hflip, vflip, angle, down, right, gray, solarized, _ = uniform[at + 8 :]
     if group.scale is None:
         box = centre_box(height, width, (size[1] / size[0], size[1] / size[0]))
     else:
-        box = draw_box(for_crop, height, width, group.scale, group.ratio) or centre_box(height, width, group.ratio)
-    order = sorted(range(4), key=[next(rest) for _ in _JITTERS].__getitem__)
-    factors = [(name, _between(getattr(group, name), next(rest))) for name in _JITTERS]
-    is_jittered = next(rest) < group.jitter_p
-    is_blurred, sigma = next(rest) < group.blur_p, _between(group.blur_sigma, next(rest))
-    is_erased = next(rest) < group.erase_p
-    slide = (-group.translate, group.translate)
-    is_strong = group.randaugment > 0 or group.cutout > 0
-    strong = rng.random(2 + 4 * group.randaugment).tolist() if is_strong else []
+        box = draw_box(uniform, height, width, group.scale, group.ratio) or centre_box(height, width, group.ratio)
+    jitter: tuple[tuple[str, float], ...] = ()
+    if jittered < group.jitter_p:
+        spans = (group.brightness, group.contrast, group.saturation, group.hue)
+        order = sorted(range(4), key=keys.__getitem__)
+        jitter = tuple([(_JITTERS[i], _between(spans[i], amounts[i])) for i in order])
+    strong: list[float] = []
+    if group.randaugment or group.cutout:
+        strong = rng.random(2 + 4 * group.randaugment).tolist()
+    shift = (0, 0)
+    if group.translate:
+        slide = (-group.translate, group.translate)
+        shift = (round(_between(slide, down) * size[0]), round(_between(slide, right) * size[1]))
+    is_erased = erased < group.erase_p
     return Draw(
         box,
-        hflip=next(rest) < group.hflip,
-        vflip=next(rest) < group.vflip,
-        rotation=_between((-group.rotation, group.rotation), next(rest)),
-        shift=(round(_between(slide, next(rest)) * size[0]), round(_between(slide, next(rest)) * size[1])),
-        jitter=tuple(factors[i] for i in order) if is_jittered else (),
-        gray=next(rest) < group.grayscale_p,
-        sigma=sigma if is_blurred else 0.0,
-        solarize=next(rest) < group.solarize_p,
-        erase=draw_box(for_erase, *size, group.erase_scale, (0.3, 3.3)) if is_erased else None,
-        randaugment=randaugment.draw_operations(strong[2:], group.randaugment_magnitude, group.randaugment_p),
-        cutout=randaugment.draw_cutout(strong[:2], group.cutout, *size) if group.cutout else None,
+        hflip < group.hflip,
+        vflip < group.vflip,
+        _between((-group.rotation, group.rotation), angle) if group.rotation else 0.0,
+        shift,
+        jitter,
+        gray < group.grayscale_p,
+        _between(group.blur_sigma, sigma) if blurred < group.blur_p else 0.0,
+        solarized < group.solarize_p,
+        draw_box(uniform[4 * _TRIES : at], *size, group.erase_scale, (0.3, 3.3)) if is_erased else None,
+        randaugment.draw_operations(strong[2:], group.randaugment_magnitude, group.randaugment_p) if strong else (),
+        randaugment.draw_cutout(strong[:2], group.cutout, *size) if group.cutout else None,
     )
 
 
+def shrink(draw: Draw, group: ViewGroup) -> float:
+    """By how much the view shrinks its crop, at least; 1 where every pixel must be there."""
+    return 1.0 if group.interpolation == "nearest" else min(draw.box[2] / group.size[0], draw.box[3] / group.size[1])
+
+
 def render_view(
-    image: np.ndarray, draw: Draw, group: ViewGroup, tables: tuple[np.ndarray, np.ndarray], out: np.ndarray
+    image: np.ndarray,
+    draw: Draw,
+    group: ViewGroup,
+    fill: np.ndarray,
+    out: np.ndarray,
+    photometric: bool = True,
+    shrunk: int = 1,
 ) -> None:
-    """Writes the drawn view of a (H, W, C) uint8 picture to `out`, float32 (C, height, width)."""
-    view = ops.crop_resize(image, draw.box, group.size, group.interpolation, draw.hflip, draw.vflip)
+    """Writes the drawn view of a (H, W, C) uint8 picture to `out`, uint8 (height, width, C).
+
+    fill: uint8 (C,), the level of what is erased. Without `photometric` only the geometry is done, up to RandAugment.
+    shrunk: `image` is the picture that was drawn for at 1 / shrunk of its size.
+    """
+    view = ops.crop_resize(image, draw.box, group.size, group.interpolation, draw.hflip, draw.vflip, shrunk)
     if draw.rotation or draw.shift != (0, 0):
         view = ops.warp(view, draw.rotation, *draw.shift)
     view = randaugment.apply(view, draw.randaugment)
-    is_rgb = view.shape[2] == 3
-    for name, factor in draw.jitter:
-        if is_rgb or name in ("brightness", "contrast"):
-            view = getattr(ops, name)(view, factor)
-    if draw.gray and is_rgb:
+    if not photometric:
+        out[:] = view
+        return
+    view = ops.jitter(view, draw.jitter)
+    if draw.gray and view.shape[2] == 3:
         view = ops.grayscale(view)
     if draw.sigma:
         view = ops.blur(view, draw.sigma, group.kernel_pixels)
-    ops.normalise(view, tables[int(draw.solarize)], out)
-    if draw.cutout:  # written here, because `view` may be the given picture itself; solarising leaves this grey alone
-        top, left, height, width = draw.cutout
-        out[:, top : top + height, left : left + width] = tables[0][:, randaugment.CUTOUT_GREY, None, None]
-    if draw.erase:
-        top, left, height, width = draw.erase
-        out[:, top : top + height, left : left + width] = 0.0
+    out[:] = ops.solarize(view) if draw.solarize else view  # one grey channel becomes three
+    for box, level in ((draw.cutout, randaugment.CUTOUT_GREY), (draw.erase, fill)):
+        if box:  # written here, because `view` may be the given picture itself; solarising leaves this alone
+            top, left, height, width = box
+            out[top : top + height, left : left + width] = level

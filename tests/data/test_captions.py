@@ -13,9 +13,10 @@ from hf_ssl.data import BadImageError, ImageSource, SourceError, build_dataloade
 
 
 class Views:
-    num_views = 1
+    def count_views(self, keys=None):
+        return 1
 
-    def draw(self, images, rng):
+    def draw(self, images, rng, *_):
         return {"pixel_values": images[0][:1, :1].astype(np.float32) + np.float32(rng.random())}
 
 
@@ -158,10 +159,11 @@ def test_the_drawn_text_depends_on_seed_epoch_and_row_alone(make, tmp_path, stre
     source = load_source(str(tmp_path / "*.parquet"), streaming=streaming)
 
     class More(Views):
-        num_views = 3  # draws other numbers for the views
+        def count_views(self, keys=None):
+            return 3
 
-        def draw(self, images, rng):
-            rng.random(99)
+        def draw(self, images, rng, *_):
+            rng.random(99)  # other numbers for the views
             return super().draw(images, rng)
 
     def drawn(views=Views, seed=0, **options):

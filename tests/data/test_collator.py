@@ -1,5 +1,6 @@
 """Batches of views: the same whoever draws them, full whatever is broken, and the broken images named and counted."""
 
+import io
 import json
 import logging
 import os
@@ -9,11 +10,13 @@ import sys
 import time
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 
 from hf_ssl.data import BadImageLedger, ImageSource, TooManyBadImages, ViewCollator, build_dataloader, load_source
+from hf_ssl.processing import SSLImageProcessor
 
 BATCH = 4
 
@@ -21,22 +24,23 @@ BATCH = 4
 class Views:
     """Two views of 2 x 2 pixels: the picture's corner plus noise from the generator."""
 
-    num_views = 2
+    def count_views(self, keys=None):
+        return 2
 
-    def draw(self, images, rng):
+    def draw(self, images, rng, *_):
         views = [image[:2, :2].transpose(2, 0, 1) + rng.random((1, 2, 2)) for image in images]
         return {"pixel_values": np.stack(views).astype(np.float32), "turn": rng.integers(4)}
 
 
 class Deadly(Views):
-    def draw(self, images, rng):
+    def draw(self, images, rng, *_):
         if images[0][0, 0, 0] == 9:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().draw(images, rng)
 
 
 class Picky(Views):
-    def draw(self, images, rng):
+    def draw(self, images, rng, *_):
         raise ValueError("too small to crop")
 
 
@@ -283,8 +287,8 @@ def test_the_process_ends_although_a_loader_was_left_open():
         "import os, signal, numpy as np\n"
         "from hf_ssl.data import build_dataloader, load_source\n"
         "class Views:\n"
-        "    num_views = 1\n"
-        "    def draw(self, images, rng): return {'pixel_values': images[0]}\n"
+        "    def count_views(self, keys): return 1\n"
+        "    def draw(self, images, *_): return {'pixel_values': images[0]}\n"
         "loader = build_dataloader(load_source('emoji'), Views(), 4, num_workers=2)\n"
         "batch = next(iter(loader))\n"
         "[os.kill(worker.pid, signal.SIGTERM) for worker in loader._batches._workers]\n"
@@ -292,3 +296,47 @@ def test_the_process_ends_although_a_loader_was_left_open():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def jpeg(number, size=(50, 40)):
+    out = io.BytesIO()
+    coarse = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    PIL.Image.fromarray(coarse).resize(size, PIL.Image.Resampling.BICUBIC).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+def test_jpeg_rows_make_one_batch_of_bytes_whatever_the_workers():
+    """With the real processor: each view is what the decoded picture and (seed, epoch, row) give."""
+    local = {"key": "local", "count": 3, "size": 8, "brightness": 0.4, "hue": 0.1, "blur_p": 0.5}
+    processor = SSLImageProcessor(size=24, views=[{"count": 2, "hflip": 0.5, "solarize_p": 0.5}, local])
+    contents = [jpeg(i, (50 + i, 40 - i)) for i in range(8)]
+    source = picture_source(contents)
+    batches = {n: take(build_dataloader(source, processor, 4, seed=3, num_workers=n), 4) for n in (0, 2)}
+    for alone, shared in zip(batches[0], batches[2], strict=True):
+        for key in ("pixel_values", "local"):
+            assert torch.equal(alone[key], shared[key])
+    rows = [{"image": {"bytes": data}, "_epoch": 1, "_index": i} for i, data in enumerate(contents)]
+    batch = ViewCollator(source, processor, seed=3)(rows)
+    assert batch["pixel_values"].shape == (8, 2, 24, 24, 3)
+    assert batch["local"].shape == (8, 3, 8, 8, 3)
+    assert batch["local"].dtype == torch.uint8
+    assert batch["local"].is_contiguous()
+    for i, data in enumerate(contents):
+        picture = np.asarray(PIL.Image.open(io.BytesIO(data)))
+        expected = processor.draw([picture] * 5, np.random.default_rng((3, 1, i)))
+        for key, views in expected.items():
+            np.testing.assert_array_equal(batch[key][i], views)
+
+
+def test_a_truncated_jpeg_is_replaced_and_named_wherever_it_stands():
+    contents = [jpeg(i) for i in range(4)]
+    processor = SSLImageProcessor(size=32)  # too large to decode less than all
+    for bad in range(4):
+        rows = [{"image": {"bytes": c, "path": f"{i}.jpg"}, "_epoch": 0, "_index": i} for i, c in enumerate(contents)]
+        rows[bad]["image"]["bytes"] = contents[bad][: len(contents[bad]) // 2]
+        batch = ViewCollator(picture_source(contents), processor, seed=0)(rows)
+        (message,) = batch["_skipped"]
+        assert f"{bad}.jpg" in message and "truncated" in message
+        picture = np.asarray(PIL.Image.open(io.BytesIO(contents[(bad + 1) % 4])))
+        expected = processor.draw([picture] * 2, np.random.default_rng((0, 0, bad)))["pixel_values"]
+        np.testing.assert_array_equal(batch["pixel_values"][bad], expected)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from hf_ssl.data.decode import MAX_PIXELS, BadImageError, decode_image
+from hf_ssl.data.decode import MAX_PIXELS, BadImageError, decode_image, open_jpeg
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 RGB = np.array([[RED, GREEN, BLUE], [WHITE, (0, 0, 0), (10, 20, 30)]], np.uint8)
@@ -218,3 +218,94 @@ def test_pillows_bomb_warning_does_not_leak(tmp_path):
     command = [sys.executable, "-c", script, str(tmp_path / "large.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "large.png: cannot be decoded" in done.stdout and "Bomb" not in done.stderr
+
+
+def photo(height=301, width=403):
+    """Smooth, so that what a smaller decoding gives is near to the average of blocks."""
+    coarse = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30, "optimize": True}])
+def test_plain_jpeg_has_pillows_pixels_the_short_way(options, tmp_path):
+    data = encode(photo(), "JPEG", **options)
+    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    for value in (data, {"bytes": data, "path": None}, str(path), path, {"bytes": None, "path": str(path)}):
+        jpeg = open_jpeg(value)
+        assert jpeg.shape == (301, 403, 3)
+        np.testing.assert_array_equal(jpeg.decode()[0], pixels)
+        np.testing.assert_array_equal(decode_image(value), pixels)
+    grey = encode(photo().convert("L"), "JPEG", **options)
+    pixels = np.asarray(Image.open(io.BytesIO(grey)))
+    np.testing.assert_array_equal(open_jpeg(grey, 1).decode()[0], pixels[:, :, None])
+    np.testing.assert_array_equal(open_jpeg(grey, 3).decode()[0], np.repeat(pixels[:, :, None], 3, 2))
+
+
+@pytest.mark.parametrize(("shrink", "factor"), [(0.3, 1), (2.9, 1), (3, 2), (5.9, 2), (6, 4), (12, 8), (99, 8)])
+def test_a_jpeg_is_decoded_as_small_as_it_is_wanted(shrink, factor):
+    jpeg = open_jpeg(encode(photo(), "JPEG", quality=95))
+    pixels, shrunk = jpeg.decode(shrink)
+    assert shrunk == factor
+    assert pixels.shape == (-(-301 // factor), -(-403 // factor), 3)
+    side = 300 // factor
+    blocks = (
+        jpeg.decode()[0][: side * factor, : side * factor].reshape(side, factor, side, factor, 3).mean(axis=(1, 3))
+    )
+    assert np.abs(blocks - pixels[:side, :side]).mean() < 2
+
+
+def test_what_is_no_plain_upright_jpeg_is_left_to_pillow(tmp_path, monkeypatch):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    upright = Image.Exif()
+    upright[0x010F] = "a camera"
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="3"/></x:xmpmeta>'
+    image, plain = photo(), encode(photo(), "JPEG")
+    assert open_jpeg(encode(image, "JPEG", exif=upright)) is not None
+    assert open_jpeg(encode(image, "JPEG", comment="a comment", dpi=(300, 300))) is not None
+    left = [encode(image, "JPEG", exif=turned), encode(image, "JPEG", xmp=xmp), encode(image.convert("CMYK"), "JPEG")]
+    for data in left:
+        assert open_jpeg(data) is None
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        np.testing.assert_array_equal(decode_image(data), np.asarray(expected))
+    others = [
+        encode(image),
+        encode(image, "WEBP"),
+        b"",
+        b"\xff\xd8\xff",
+        plain[:20],
+        None,
+        RGB,
+        str(tmp_path / "no.jpg"),
+    ]
+    assert not any(open_jpeg(value) for value in others)
+    assert open_jpeg(plain, channels=1) is None  # Pillow's grey of the colours is another one than the file's
+    assert open_jpeg(plain, channels=4) is None
+    lossless = plain.replace(b"\xff\xc0\x00\x11", b"\xff\xc3\x00\x11")
+    assert lossless != plain and open_jpeg(lossless) is None
+    monkeypatch.setattr("hf_ssl.data.decode.MAX_PIXELS", 1000)
+    assert open_jpeg(plain) is None
+
+
+def test_a_truncated_jpeg_is_an_error_the_short_way_too(tmp_path):
+    data = encode(photo(), "JPEG")
+    for kept in (len(data) // 2, len(data) - 40, len(data) - 3):
+        jpeg = open_jpeg(data[:kept], where="row 3 of pictures")
+        for shrink in (1, 9):
+            with pytest.raises(BadImageError, match=r"row 3 of pictures: cannot be decoded .*truncated"):
+                jpeg.decode(shrink)
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(BadImageError, match=r"cut\.jpg: cannot be decoded"):
+        decode_image(path)
+
+
+def test_what_pillow_puts_up_with_is_decoded():
+    """Bytes between the segments are a warning of the decoder, and no harm."""
+    data = encode(photo(), "JPEG")
+    at = data.index(b"\xff\xda") + 2 + int.from_bytes(data[data.index(b"\xff\xda") + 2 :][:2], "big")
+    odd = data[: data.rindex(b"\xff\xd9")] + b"\x00\x00\x00" + data[-2:]
+    assert at < len(odd) and open_jpeg(odd) is not None
+    np.testing.assert_array_equal(decode_image(odd), np.asarray(Image.open(io.BytesIO(odd))))

@@ -23,7 +23,7 @@ class Views:
     def count_views(self, keys=None):
         return sum(self.counts[key] for key in keys or self.model_input_names)
 
-    def draw(self, images, rng, keys=None):
+    def draw(self, images, rng, keys=None, out=None):
         assert len(images) == self.count_views(keys)
         return {
             key: np.array([[[[images[0][0, 0, 0]]], [[rng.random()]]] for _ in range(self.counts[key])], np.float64)

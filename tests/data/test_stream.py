@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import time
 from functools import cache
 
@@ -178,3 +180,28 @@ def test_what_cannot_work_says_so(source_of, tmp_path):
     nothing = datasets.IterableDataset.from_generator(lambda: iter(()))
     with pytest.raises(SourceError, match="holds no rows"):
         next(iter(RowStream(ImageSource("nothing", nothing, "train"), 4)))
+
+
+_PASSES = """
+import itertools, sys
+from hf_ssl.data import load_source
+from hf_ssl.data.stream import RowStream
+rows, marks = 1000, []
+stream = iter(RowStream(load_source(sys.argv[1], streaming=sys.argv[2] == "parquet"), 20, shuffle_buffer=100))
+for _ in range(12):
+    assert sum(1 for _ in itertools.islice(stream, rows)) == rows
+    lines = open("/proc/self/status").read().splitlines()
+    marks.append(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")))
+print(marks[-1] / marks[1] - 1)
+"""
+
+
+@pytest.mark.parametrize("kind", ["map", "parquet"])
+def test_ten_more_passes_take_no_more_memory(tmp_path, kind):
+    images = [{"bytes": os.urandom(5_000), "path": f"{i}.png"} for i in range(1000)]  # a leak of a pass would be 5 MB
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(str(tmp_path / "a.parquet"), 100)
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", _PASSES, str(tmp_path / "a.parquet"), kind]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert float(found.stdout) < 0.01

@@ -55,15 +55,50 @@ def test_groups_of_one_key_are_concatenated_in_order(image):
 
 
 def test_draw_uses_one_picture_per_view_in_order(image):
-    processor = MultiCropImageProcessor(image_mean=0.0, image_std=1.0, brightness=0, contrast=0, hue=0, solarize_p=0)
+    processor = MultiCropImageProcessor(brightness=0, contrast=0, hue=0, solarize_p=0)
     pictures = [np.full_like(image, level) for level in (10, 20, 30, 40, 50, 60)]
     views = processor.draw(pictures, np.random.default_rng(0))
-    np.testing.assert_allclose(views["pixel_values"].mean(axis=(1, 2, 3)) * 255, [10, 20], atol=1e-3)
-    np.testing.assert_allclose(views["local_pixel_values"].mean(axis=(1, 2, 3)) * 255, [30, 40, 50, 60], atol=1e-3)
+    assert {key: (v.dtype, v.shape) for key, v in views.items()} == {
+        "pixel_values": (np.uint8, (2, 48, 48, 3)), "local_pixel_values": (np.uint8, (4, 20, 20, 3))
+    }  # fmt: skip
+    np.testing.assert_array_equal(views["pixel_values"].mean(axis=(1, 2, 3)), [10, 20])
+    np.testing.assert_array_equal(views["local_pixel_values"].mean(axis=(1, 2, 3)), [30, 40, 50, 60])
+    again = processor.draw(pictures[::-1], np.random.default_rng(0), out=views)
+    assert again is views
+    np.testing.assert_array_equal(views["pixel_values"].mean(axis=(1, 2, 3)), [60, 50])
     with pytest.raises(ValueError, match="one picture per view, 6, and got 2"):
         processor.draw(pictures[:2], np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"shape \(height, width, 3\) and got uint8 \(60, 80, 1\)"):
         processor.draw([image[:, :, :1]] * 6, np.random.default_rng(0))
+
+
+class Closed:
+    """A picture that is not decoded yet: it remembers what was asked of it."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, pixels):
+        self.pixels, self.shape, self.asked = pixels, pixels.shape, []
+
+    def decode(self, shrink):
+        self.asked.append(shrink)
+        return self.pixels, 1
+
+
+def test_a_closed_picture_is_decoded_once_for_all_its_views(image):
+    processor = MultiCropImageProcessor()
+    first, second = Closed(image), Closed(image[:50])
+    views = processor.draw([first, first, second, second, first, second], np.random.default_rng(0))
+    opened = [image, image, image[:50], image[:50], image, image[:50]]
+    for key, expected in processor.draw(opened, np.random.default_rng(0)).items():
+        np.testing.assert_array_equal(views[key], expected)
+    assert len(first.asked) == len(second.asked) == 1
+    big = Closed(np.zeros((480, 640, 3), np.uint8))
+    TwoViewImageProcessor(scale=None, size=48).draw([big, big], np.random.default_rng(0))
+    assert big.asked == [10]
+    near = Closed(np.zeros((480, 640, 3), np.uint8))
+    SSLImageProcessor(size=48, scale=None, interpolation="nearest").draw([near, near], np.random.default_rng(0))
+    assert near.asked == [1]
 
 
 def test_the_same_seed_gives_the_same_bytes(image):
@@ -111,7 +146,7 @@ def test_views_of_some_keys_depend_on_the_rng_and_the_keys_alone(image):
 
     unlabeled = draw(["strong", "weak"])
     assert list(unlabeled) == ["weak", "strong"]
-    assert [v.shape for v in unlabeled.values()] == [(1, 3, 32, 32), (2, 3, 32, 32)]
+    assert [v.shape for v in unlabeled.values()] == [(1, 32, 32, 3), (2, 32, 32, 3)]
     again = draw(("weak", "strong"))
     alone = draw(None, WeakStrongImageProcessor(views=WeakStrongImageProcessor.views[1:]))
     for key, views in unlabeled.items():
@@ -124,10 +159,9 @@ def test_views_of_some_keys_depend_on_the_rng_and_the_keys_alone(image):
     np.testing.assert_array_equal(every["pixel_values"], labeled["pixel_values"])
     assert not np.array_equal(unlabeled["strong"][0], unlabeled["strong"][1])
     pictures = [np.full_like(image, level) for level in (10, 20, 30)]
-    plain = WeakStrongImageProcessor(image_mean=0.0, image_std=1.0, randaugment=0, cutout=0)
+    plain = WeakStrongImageProcessor(randaugment=0, cutout=0)
     views = plain.draw(pictures, np.random.default_rng(0), ["weak", "strong"])
-    means = [v.mean() * 255 for v in (views["weak"][0], *views["strong"])]
-    np.testing.assert_allclose(means, [10, 20, 30], atol=1e-3)
+    assert [v.mean() for v in (views["weak"][0], *views["strong"])] == [10, 20, 30]
 
 
 def test_a_wrong_key_or_number_of_pictures_is_named(image):
@@ -234,6 +268,7 @@ def test_overrides_reach_the_groups():
         ({"image_std": [0.5, 0, 0.5]}, "image_std must be above 0"),
         ({"size": 0}, "size must be"),
         ({"eval_crop_pct": 0}, "eval_crop_pct"),
+        ({"views_on": "gpu"}, "views_on must be 'host' or 'device', not 'gpu'"),
         ({"views": [{"size": 8}, {"size": 9}]}, r"has size \(8, 8\) before and \(9, 9\)"),
     ],
 )
@@ -269,6 +304,33 @@ def test_saving_and_loading_is_exact(tmp_path, image):
 
     AutoImageProcessor.register(MultiCropConfig, MultiCropImageProcessor)
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is MultiCropImageProcessor
+
+
+def test_normalisation_by_hand():
+    processor = TwoViewImageProcessor(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+    pixels = torch.tensor([[[0, 128, 255], [51, 102, 204]]], dtype=torch.uint8)  # (1, 2, 3)
+    values = processor.normalise(pixels.expand(4, 5, 1, 2, 3))
+    expected = [[(0 - 0.485) / 0.229, (0.2 - 0.485) / 0.229], [(128 / 255 - 0.456) / 0.224, (0.4 - 0.456) / 0.224],
+                [(1 - 0.406) / 0.225, (0.8 - 0.406) / 0.225]]  # fmt: skip
+    assert values.shape == (4, 5, 3, 1, 2)
+    assert values.movedim(-3, -1).is_contiguous()
+    assert values.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    for view in values.flatten(0, 1):
+        np.testing.assert_allclose(view[:, 0], expected, rtol=0, atol=1e-6)
+
+
+def test_prepare_normalises_its_own_uint8_keys_and_nothing_else(image):
+    processor = MultiCropImageProcessor()
+    drawn = processor.draw([image] * 6, np.random.default_rng(0))
+    batch = {key: torch.from_numpy(views[None]) for key, views in drawn.items()}
+    labels, other = torch.tensor([3]), torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+    floats = {"local_pixel_values": torch.rand(1, 4, 3, 20, 20)}
+    ready = processor.prepare({**batch, **floats, "labels": labels, "mask": other})
+    assert ready["labels"] is labels
+    assert ready["mask"] is other
+    assert ready["local_pixel_values"] is floats["local_pixel_values"]
+    np.testing.assert_array_equal(processor.undo(ready["pixel_values"]), drawn["pixel_values"][None])
+    assert batch["pixel_values"].dtype == torch.uint8  # the batch given is left alone
 
 
 def test_undo_gives_the_picture_back(image):

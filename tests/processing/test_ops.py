@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import matplotlib
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from hf_ssl.processing import ops
 from hf_ssl.processing.views import Draw, ViewGroup, draw_view, render_view
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FILL = np.array([124, 116, 104], np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,46 @@ def test_one_jitter(small, name, factor):
     assert_near(getattr(ops, name)(small, factor), theirs, mean=0.6, p99=1.1)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_fused_jitter_is_one_operation_after_the_other(small, seed):
+    rng = np.random.default_rng(seed)
+    names = rng.permutation(["brightness", "contrast", "saturation", "hue"])
+    choices = [(str(n), float(rng.uniform(-0.2, 0.2) if n == "hue" else rng.uniform(0.2, 1.8))) for n in names]
+    theirs = as_float(small)
+    for name, factor in choices:
+        theirs = getattr(F, f"adjust_{name}")(theirs, factor)
+    assert_near(ops.jitter(small, choices), theirs)
+
+
+def test_fusing_stops_where_an_operation_clips():
+    """By hand: 200 * 1.5 clips to 255 before it is halved; halved first it does not, and is 150 whatever the order."""
+    image = np.full((4, 4, 3), 200, np.uint8)
+    image[0] = 40
+    assert ops.jitter(image, [("brightness", 1.5), ("brightness", 0.5)])[[0, 1], 0, 0].tolist() == [30, 128]
+    assert ops.jitter(image, [("brightness", 0.5), ("brightness", 1.5)])[[0, 1], 0, 0].tolist() == [30, 150]
+    # contrast about (40 + 3 * 200) / 4 = 160, the mean as it is by then: gain 1 and an offset of 160 are left
+    assert ops.jitter(image, [("contrast", 0.5), ("brightness", 2.0)])[[0, 1], 0, 0].tolist() == [200, 255]
+    assert ops.jitter(image, [("brightness", 0.5), ("contrast", 0.0)])[[0, 1], 0, 0].tolist() == [80, 80]
+    gray = ops.jitter(image[:, :, :1], [("contrast", 0.5), ("saturation", 0.1), ("hue", 0.3), ("brightness", 0.5)])
+    assert gray[[0, 1], 0, 0].tolist() == [50, 90]
+    assert ops.jitter(image, [("brightness", 1.0), ("hue", 0.0)]) is image
+
+
+@pytest.mark.parametrize("shrunk", [2, 4])
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+def test_a_smaller_picture_gives_the_crop_of_the_whole_one(photo, name, shrunk):
+    """The half of each side is what a decoder gives: averages of blocks, the last ones cut off."""
+    whole = cv2.resize(photo, (4 * 480 + 3, 4 * 420 + 1), interpolation=cv2.INTER_CUBIC)
+    height, width = (-(-n // shrunk) for n in whole.shape[:2])
+    padded = np.pad(whole, [(0, height * shrunk - len(whole)), (0, width * shrunk - whole.shape[1]), (0, 0)], "edge")
+    part = cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA)
+    mode = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}[name]
+    bottom = (whole.shape[0] - 851, whole.shape[1] - 949, 851, 949)  # the last row and column are half blocks
+    for box in [(1, 3, 845, 901), (403, 514, 1001, 927), bottom]:
+        theirs = F.resized_crop(as_float(whole), *box, [96, 96], interpolation=mode, antialias=True).clamp(0, 1)
+        assert_near(ops.crop_resize(part, box, (96, 96), name, shrunk=shrunk), theirs, mean=1.0)
+
+
 @pytest.mark.parametrize("shift", [-0.5, -0.2, -0.01, 0.0, 0.1, 0.33])
 def test_hue(small, shift):
     assert_near(ops.hue(small, shift), F.adjust_hue(as_float(small), shift))
@@ -93,10 +134,8 @@ def test_hue(small, shift):
 
 def test_grayscale_and_solarize(small):
     assert_near(ops.grayscale(small), F.rgb_to_grayscale(as_float(small)), mean=0.6, p99=1.1)
-    out = np.empty((3, 224, 224), np.float32)
-    ops.normalise(small, ops.level_tables((0, 0, 0), (1, 1, 1))[1], out)
-    theirs = F.solarize(torch.from_numpy(small.copy()).permute(2, 0, 1), 128).float() / 255
-    np.testing.assert_allclose(out, theirs.numpy(), atol=1e-6)
+    theirs = F.solarize(torch.from_numpy(small.copy()).permute(2, 0, 1), 128)
+    np.testing.assert_array_equal(ops.solarize(small), theirs.permute(1, 2, 0))
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.7, 1.2, 2.0])
@@ -121,16 +160,6 @@ def test_rotation_and_shift(small):
             assert moved.flags.c_contiguous
 
 
-def test_normalisation_by_hand():
-    image = np.zeros((1, 2, 3), np.uint8)
-    image[0, 0], image[0, 1] = (0, 128, 255), (51, 102, 204)
-    out = np.empty((3, 1, 2), np.float32)
-    ops.normalise(image, ops.level_tables(MEAN, STD)[0], out)
-    expected = [[(0 - 0.485) / 0.229, (0.2 - 0.485) / 0.229], [(128 / 255 - 0.456) / 0.224, (0.4 - 0.456) / 0.224],
-                [(1 - 0.406) / 0.225, (0.8 - 0.406) / 0.225]]  # fmt: skip
-    np.testing.assert_allclose(out[:, 0], expected, rtol=0, atol=1e-6)
-
-
 def reference(image: np.ndarray, draw: Draw, size: int) -> torch.Tensor:
     """The same draw by torchvision v2 in float, in 0..1."""
     bicubic = InterpolationMode.BICUBIC
@@ -143,19 +172,29 @@ def reference(image: np.ndarray, draw: Draw, size: int) -> torch.Tensor:
     return F.solarize(view, 128 / 255) if draw.solarize else view
 
 
-def test_whole_simclr_views_against_torchvision(photo):
-    fields = dict(hflip=0.5, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, jitter_p=0.8, grayscale_p=0.2)
-    group = ViewGroup.from_dict({**fields, "blur_p": 0.5, "blur_kernel": 0.1}, (224, 224))
-    tables, rng, out = (
-        ops.level_tables((0, 0, 0), (1 / 255,) * 3),
-        np.random.default_rng(0),
-        np.empty((3, 224, 224), "f4"),
-    )
+SIMCLR = dict(hflip=0.5, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, jitter_p=0.8, grayscale_p=0.2,
+              blur_p=0.5, blur_kernel=0.1)  # fmt: skip
+BYOL = {**SIMCLR, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "blur_kernel": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("side", "fields"),
+    [
+        (224, SIMCLR),
+        (224, {**BYOL, "scale": [0.4, 1.0], "blur_p": 0.1, "solarize_p": 0.2}),
+        (96, {**BYOL, "scale": [0.05, 0.4]}),
+        (32, {**SIMCLR, "blur_p": 0.0}),
+    ],
+)
+def test_whole_views_against_torchvision(photo, side, fields):
+    """The mean error that issue 4 allows, 1.5 levels of 255, for SimCLR's and DINO's views."""
+    group = ViewGroup.from_dict(fields, (side, side))
+    rng, out = np.random.default_rng(0), np.empty((side, side, 3), np.uint8)
     means, p99s = [], []
     for _ in range(40):
         draw = draw_view(group, *photo.shape[:2], rng)
-        render_view(photo, draw, group, tables, out)
-        difference = np.abs(out - reference(photo, draw, 224).numpy() * 255)
+        render_view(photo, draw, group, FILL, out)
+        difference = np.abs(out.transpose(2, 0, 1) - reference(photo, draw, side).numpy() * 255)
         means.append(difference.mean())
         p99s.append(np.percentile(difference, 99))
     assert np.mean(means) <= 1.5, np.mean(means)
@@ -164,14 +203,14 @@ def test_whole_simclr_views_against_torchvision(photo):
 
 def test_jitter_order_matters_and_is_kept(small):
     group = ViewGroup.from_dict({"interpolation": "nearest"}, (224, 224))
-    tables, out = ops.level_tables((0, 0, 0), (1 / 255,) * 3), np.empty((3, 224, 224), np.float32)
+    out = np.empty((224, 224, 3), np.uint8)
     rendered = []
     for jitter in [(("brightness", 1.7), ("contrast", 0.3)), (("contrast", 0.3), ("brightness", 1.7))]:
         draw = Draw((0, 0, 224, 224), jitter=jitter)
-        render_view(small, draw, group, tables, out)
-        assert_near(out.transpose(1, 2, 0), reference(small, draw, 224))
+        render_view(small, draw, group, FILL, out)
+        assert_near(out, reference(small, draw, 224))
         rendered.append(out.copy())
-    assert np.abs(rendered[0] - rendered[1]).mean() > 5
+    assert np.abs(rendered[0].astype(int) - rendered[1]).mean() > 5
 
 
 @pytest.mark.parametrize("channels", [1, 4, 13])
@@ -185,7 +224,4 @@ def test_other_channel_counts_by_hand(channels):
     for c in range(channels):
         one = ops.crop_resize(np.ascontiguousarray(image[:, :, c : c + 1]), (0, 0, 30, 34), (20, 20), "bicubic")
         np.testing.assert_array_equal(ops.blur(one, 1.0)[:, :, 0], whole[:, :, c])
-    out = np.empty((channels, 20, 20), np.float32)
-    ops.normalise(whole, ops.level_tables(range(channels), [2.0] * channels)[0], out)
-    expected = (whole.transpose(2, 0, 1) / 255 - np.arange(channels)[:, None, None]) / 2
-    np.testing.assert_allclose(out, expected, atol=1e-6)
+    np.testing.assert_array_equal(ops.solarize(whole), np.where(whole >= 128, 255 - whole, whole))

@@ -4,13 +4,14 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import RandomResizedCrop, v2
 
-from hf_ssl.processing.views import ViewGroup, centre_box, draw_view
+from hf_ssl.processing.views import Draw, ViewGroup, centre_box, draw_view, shrink
 
 
 def group(**fields) -> ViewGroup:
@@ -79,6 +80,33 @@ def test_probabilities_and_ranges():
     assert 0.015 < min(areas) < max(areas) < 0.35
     crops = [d.box[2] * d.box[3] for d in draws if d.erase]
     assert abs(np.corrcoef(areas, crops)[0, 1]) < 0.1  # two draws, not one
+
+
+def test_jitter_and_blur_are_distributed_as_in_torchvision_v2():
+    """Each factor by a two-sample Kolmogorov-Smirnov test (p about .001), the 24 orders by chi-square (p .001)."""
+    rng, n = np.random.default_rng(1), 3000
+    recipe = group(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_p=1.0)
+    draws = [draw_view(recipe, 64, 64, rng) for _ in range(n)]
+    torch.manual_seed(1)
+    colour, gauss = v2.ColorJitter(0.8, 0.8, 0.8, 0.2), v2.GaussianBlur(23, (0.1, 2.0))
+    others = [colour.make_params([]) for _ in range(n)]
+    names = ("brightness", "contrast", "saturation", "hue")
+    pairs = {name: ([dict(d.jitter)[name] for d in draws], [o[f"{name}_factor"] for o in others]) for name in names}
+    pairs["sigma"] = [d.sigma for d in draws], [gauss.make_params([])["sigma"][0] for _ in range(n)]
+    for name, (mine, other) in pairs.items():
+        mine, other = np.sort(mine), np.sort(other)
+        every = np.concatenate([mine, other])
+        gap = np.abs(np.searchsorted(mine, every, "right") - np.searchsorted(other, every, "right")).max() / n
+        assert gap < 1.95 * np.sqrt(2 / n), (name, gap)
+    ours = Counter(tuple(names.index(name) for name, _ in d.jitter) for d in draws)
+    theirs = Counter(tuple(o["fn_idx"].tolist()) for o in others)
+    assert sum((ours[k] - theirs[k]) ** 2 / (ours[k] + theirs[k]) for k in ours | theirs) < 49.7  # 23 degrees
+
+
+def test_a_view_says_by_how_much_it_shrinks():
+    assert shrink(Draw((5, 5, 64, 48)), group(size=[32, 16])) == 2
+    assert shrink(Draw((5, 5, 8, 48)), group(size=16)) == 0.5
+    assert shrink(Draw((5, 5, 64, 64)), group(size=16, interpolation="nearest")) == 1
 
 
 def test_a_single_number_means_what_it_means_in_torchvision():
