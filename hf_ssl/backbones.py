@@ -4,13 +4,13 @@ Nothing here depends on how a model was trained: the evaluation uses it on forei
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -128,19 +128,50 @@ def features(backbone: Backbone, pixel_values: Tensor) -> Tensor:
     return backbone.visual_projection(outputs.pooler_output) if is_image_text(backbone) else pool(base, outputs)
 
 
+def over_views(encode: Callable[[Tensor], Tensor], views: Tensor, joint: bool = True) -> Tensor:
+    """``encode`` over (B, V, C, H, W) -> (V·B, ...), view by view.
+
+    joint: one pass, BatchNorm's statistics are those of all views together; else a pass, and statistics, per view.
+    """
+    if not joint:
+        return torch.cat([encode(view) for view in views.unbind(1)])
+    # Image by image is how views lie in memory: nothing is copied and channels-last survives; only results are turned.
+    return encode(views.flatten(0, 1)).unflatten(0, views.shape[:2]).transpose(0, 1).flatten(0, 1)
+
+
+def prefer_channels_last(model: nn.Module) -> None:
+    """Lay out convolution kernels channels-last, in place: 1.3 to 1.5 times as fast, on CPU as well."""
+    if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 2:  # a patch embedding alone gains nothing
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def make_classifier(classifier: Backbone) -> None:
+    """Prepare a native image classifier for ``classify``: a permanent hook, a no-op until asked."""
+    base = unwrap(classifier)
+    base.watched, base.seen = False, None
+    base.register_forward_hook(_keep_output)
+
+
+def _keep_output(module: Any, args: tuple, output: Any) -> None:
+    if module.watched:
+        module.seen = output
+
+
 def classify(classifier: Backbone, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
     """One pass of a native image classifier: (B, C, H, W) -> logits (B, K) and ``features`` (B, D)."""
     timm_model = getattr(classifier, "timm_model", None)
     if timm_model is not None:
         hidden = timm_model.forward_features(pixel_values)
         return timm_model.forward_head(hidden), timm_model.forward_head(hidden, pre_logits=True)
-    base, seen = unwrap(classifier), []
-    handle = base.register_forward_hook(lambda module, args, output: seen.append(output))
+    base = unwrap(classifier)
+    if not hasattr(base, "watched"):
+        make_classifier(classifier)
+    base.watched = True
     try:
         logits = _tokens(classifier, pixel_values).logits
     finally:
-        handle.remove()
-    return logits, pool(base, seen[0])
+        seen, base.watched, base.seen = base.seen, False, None
+    return logits, pool(base, seen)
 
 
 def num_prefix_tokens(backbone: Backbone) -> int:
@@ -198,6 +229,23 @@ def last_attention(backbone: Backbone, pixel_values: Tensor) -> Tensor:
 # --- visible tokens only ------------------------------------------------------------------------------------------
 
 
+def _embed_visible(projection: Any, pixel_values: Tensor) -> Tensor:
+    """A patch embedding that computes visible patches only, zero elsewhere: exact, since patches do not overlap."""
+    keep = projection.visible_patches
+    if keep is None:
+        return type(projection).forward(projection, pixel_values)
+    batch, _, height, width = pixel_values.shape
+    down, across = projection.stride
+    rows, columns = height // down, width // across
+    grid = pixel_values.unflatten(2, (rows, down)).unflatten(4, (columns, across)).permute(0, 2, 4, 1, 3, 5)
+    images = torch.arange(batch, device=keep.device)[:, None]
+    visible = grid[images, keep // columns, keep % columns].flatten(2)  # (B, K, C·down·across)
+    tokens = F.linear(visible, projection.weight.flatten(1), projection.bias)
+    places = keep.unsqueeze(-1).expand_as(tokens)
+    whole = tokens.new_zeros(batch, rows * columns, tokens.shape[-1]).scatter(1, places, tokens)
+    return whole.transpose(1, 2).unflatten(2, (rows, columns))
+
+
 def _keep_visible(module: Any, args: tuple, output: Any) -> Any:
     keep = module.visible_patches
     if keep is None:
@@ -221,15 +269,30 @@ def make_maskable(backbone: Backbone) -> None:
     embeddings.visible_patches = None
     embeddings.prefix_tokens = num_prefix_tokens(backbone)
     embeddings.register_forward_hook(_keep_visible)
+    projection = _patch_projection(embeddings)
+    if projection is not None:
+        projection.visible_patches = None
+        projection.forward = MethodType(_embed_visible, projection)
+
+
+def _patch_projection(embeddings: Any) -> Any:
+    """The convolution that embeds patches, None where it is none or patches overlap."""
+    projection: Any = getattr(getattr(embeddings, "patch_embeddings", None), "projection", None)
+    alone = isinstance(projection, nn.Conv2d) and projection.stride == projection.kernel_size
+    return projection if alone and projection.padding == (0, 0) and projection.groups == 1 else None
 
 
 def visible_tokens(backbone: Backbone, pixel_values: Tensor, ids_keep: Tensor) -> Tensor:
     """Encode only the patches ``ids_keep`` (B, K): -> (B, prefix + K, D), in the order of ``ids_keep``."""
-    backbone.embeddings.visible_patches = ids_keep
+    projection = _patch_projection(backbone.embeddings)
+    holders = [backbone.embeddings] + ([] if projection is None else [projection])
+    for holder in holders:
+        holder.visible_patches = ids_keep
     try:
         return _tokens(backbone, pixel_values).last_hidden_state
     finally:
-        backbone.embeddings.visible_patches = None
+        for holder in holders:
+            holder.visible_patches = None
 
 
 # --- positions ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Heads on top of a backbone: MLP projector, DINO head, small transformer decoder."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -41,6 +42,21 @@ class MLPHead(nn.Sequential):
         super().__init__(*layers)
 
 
+class _RowNorms(torch.autograd.Function):
+    """‖v‖ per row, (K, D) -> (K, 1); its backward passes over K·D numbers once where torch's own does three times."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+        ctx.save_for_backward(v, norms)
+        return norms
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        v, norms = ctx.saved_tensors
+        return v * (grad / norms)
+
+
 class WeightNormLinear(nn.Module):
     """Bias-free linear layer with weight g · v/‖v‖ per row; ``weight_g`` (K, 1), ``weight_v`` (K, D)."""
 
@@ -50,8 +66,9 @@ class WeightNormLinear(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight_g * self.weight_v / self.weight_v.norm(dim=1, keepdim=True)
-        return F.linear(x, weight)
+        """(B, D) -> (B, K). Scales the products, not the weights: K·D numbers are read once and none are written."""
+        gain = self.weight_g / _RowNorms.apply(self.weight_v)
+        return F.linear(x, self.weight_v) * gain.T
 
 
 class DINOHead(nn.Module):
@@ -93,21 +110,26 @@ class TransformerDecoder(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, config: ViTConfig):
         super().__init__()
+        self.config = config
         self.embed = nn.Linear(in_dim, config.hidden_size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.layers = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.predict = nn.Linear(config.hidden_size, out_dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: (B, N, hidden) already embedded, with positions. -> (B, N, out_dim)."""
+    def forward(self, tokens: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """tokens: (B, N, hidden) already embedded, with positions. -> (B, N, out_dim), or of the ``wanted`` (B, M)
+        positions alone: (B, M, out_dim)."""
         for layer in self.layers:
             tokens = layer(tokens)
+        if wanted is not None:
+            tokens = tokens.gather(1, wanted.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
         return self.predict(self.norm(tokens))
 
 
 def init_head(module: Any, std: float = 0.02, xavier: bool = False) -> None:
-    """Initialise one module of a head: truncated normal (or Xavier-uniform) linears, zero biases, unit norms.
+    """Initialise one module of a head: truncated normal linears (or Xavier-uniform ones, patch embeddings too), zero
+    biases, unit norms.
 
     Uses transformers' guarded initialisers: values that came from a checkpoint stay.
     """
@@ -116,6 +138,11 @@ def init_head(module: Any, std: float = 0.02, xavier: bool = False) -> None:
             init.xavier_uniform_(module.weight)
         else:
             init.trunc_normal_(module.weight, std=std, a=-2.0, b=2.0)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d) and xavier:  # a patch embedding, as the linear layer that it is
+        bound = math.sqrt(6 / (module.weight[0].numel() + module.out_channels))
+        init.uniform_(module.weight, -bound, bound)
         if module.bias is not None:
             init.zeros_(module.bias)
     elif isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)):

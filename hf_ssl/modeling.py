@@ -4,6 +4,7 @@ A method composes a native transformers backbone with its heads, teacher and buf
 and returns an ``SSLOutput``. Everything that a next training step depends on is a parameter or a persistent buffer.
 """
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from . import backbones, heads, momentum
 from .processing import SSLImageProcessor
+from .processing.published import method_folder
 
 
 @strict
@@ -31,6 +33,18 @@ class SSLConfig(PreTrainedConfig):
     sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="vit")}
 
     backbone_config: dict | PreTrainedConfig | None = None
+
+
+@strict
+class MultiViewConfig(SSLConfig):
+    """Base of methods that encode several views of an image in one step.
+
+    joint_batchnorm: True computes BatchNorm's statistics over all views of one size together, in one pass; False over
+    each view alone, in a pass of its own. Networks without BatchNorm (ViT) give the same either way, True is faster.
+    Each method's default is what its authors' code does.
+    """
+
+    joint_batchnorm: bool = True
 
 
 @dataclass
@@ -54,6 +68,7 @@ class Paper:
     bibtex: str
     family: str
     teaches: str
+    authors: str = ""  # as BibTeX wants them: Last, First and Last, First
 
 
 class SSLModel(PreTrainedModel):
@@ -79,6 +94,8 @@ class SSLModel(PreTrainedModel):
     default_backbone: ClassVar[str] = "resnet-50"  # a preset of ``backbones.PRESETS``
     can_collapse: ClassVar[bool] = True  # whether one answer for all images could satisfy the loss
     teacher_buffers: ClassVar[bool] = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
+    attention_given: bool = False  # whether somebody chose the attention implementation
+    processor: SSLImageProcessor | None = None  # the one it is trained with, where known; ``push_to_hub`` uses it
     backbone: Any  # a native PreTrainedModel
     step: Tensor
     total_steps: Tensor
@@ -124,6 +141,32 @@ class SSLModel(PreTrainedModel):
 
     # --- what every method has ------------------------------------------------------------------------------------
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """As in transformers, from a published repo as well, whose ``ssl/`` holds the method; that is found by itself.
+
+        With ``config`` the repo is any native one, and its weights become the backbone (a warm start). OSError where
+        there is no method and no config.
+        """
+        where = pretrained_model_name_or_path
+        if where is not None and config is None and not kwargs.get("subfolder"):
+            folder = method_folder(where, kwargs)
+            if folder is None:
+                raise OSError(
+                    f"{where} holds a native model and no hf_ssl method. To start a {cls.__name__} from its weights "
+                    "give a config: from_pretrained(..., config=...)"
+                )
+            kwargs["subfolder"] = folder
+        return super().from_pretrained(where, *args, config=config, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Publish as ``hf_ssl.hub.push_model`` does: the native model in the root, the whole method in ``ssl/``.
+
+        options: processor (default: the one it was built, trained or loaded with), private, revision, token, ...
+        """
+        hub = importlib.import_module("hf_ssl.hub")  # by name: the floor above, which the core does not need to exist
+        return hub.push_model(self, repo_id=repo_id, **options)
+
     @property
     def progress(self) -> Tensor:
         """Share of the run that is done, a 0-d float tensor in [0, 1] (no device sync)."""
@@ -153,6 +196,22 @@ class SSLModel(PreTrainedModel):
     def patch_tokens(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, D), from the model that would be exported."""
         return backbones.patch_tokens(self.export_backbone, pixel_values)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; our own decoder follows. ``precision="auto"`` then leaves the attention alone."""
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        self.attention_given = True
+        for module in self.modules():
+            if isinstance(module, heads.TransformerDecoder):
+                module.config._attn_implementation = self.backbone.config._attn_implementation
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, but under the names of ``state_dict``: Trainer resumes by them.
+
+        transformers' default writes a ViT's blocks under their old names, and a resumed run would silently start them
+        from random weights.
+        """
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
     def train(self, mode: bool = True) -> "SSLModel":
         """As ``nn.Module.train``; also re-freezes what must not train (``from_pretrained`` unfreezes everything)."""

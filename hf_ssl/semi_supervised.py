@@ -74,6 +74,7 @@ class SemiSupervisedModel(SSLModel):
                 f"{type(classifier).__name__} has no base model under its head: take a backbone whose classifier "
                 "wraps one (ViT, ResNet, ConvNeXt V2, Swin, DINOv2, a timm model)"
             )
+        backbones.make_classifier(classifier)
         return classifier
 
     # --- what a method may override -------------------------------------------------------------------------------

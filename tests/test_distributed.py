@@ -27,3 +27,18 @@ def test_synchronised_norm_is_the_plain_norm_in_one_process(kind: type, shape: t
     assert torch.equal(plain[0].running_var, synchronised[0].running_var)
     with pytest.raises(ValueError, match="needs"):
         synchronised[0](torch.randn(4))
+
+
+def test_alone_there_are_no_other_ranks(tmp_path) -> None:
+    """A process of a world of two that never meets the other: only ``alone`` lets it compute."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
+    torch.distributed.init_process_group("fake", store=store, rank=1, world_size=2)
+    try:
+        assert (distributed.world_size(), distributed.rank()) == (2, 1)
+        with distributed.alone():
+            x = torch.randn(3, 2)
+            assert (distributed.world_size(), distributed.rank()) == (1, 0)
+            assert distributed.gather_with_grad(x) is x
+        assert distributed.world_size() == 2
+    finally:
+        torch.distributed.destroy_process_group()

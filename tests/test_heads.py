@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import ViTConfig
 
 from hf_ssl import heads
 
@@ -39,6 +40,11 @@ def test_weight_norm_is_torchs() -> None:
         theirs.parametrizations.weight.original1.copy_(ours.weight_v)
     x = torch.randn(7, 5)
     torch.testing.assert_close(ours(x), theirs(x))
+    target = torch.randn(7, 3)
+    for layer in (ours, theirs):
+        (layer(x) * target).sum().backward()
+    torch.testing.assert_close(ours.weight_g.grad, theirs.parametrizations.weight.original0.grad)
+    torch.testing.assert_close(ours.weight_v.grad, theirs.parametrizations.weight.original1.grad)
 
 
 @pytest.mark.parametrize(("layers", "norm", "kinds"), [
@@ -71,6 +77,10 @@ def test_head_init() -> None:
     bound = (6 / (64 + 64)) ** 0.5
     assert 0.95 * bound < mlp[0].weight.abs().max() <= bound
     assert (mlp[1].weight == 1).all() and not mlp[1].running_mean.any() and (mlp[1].running_var == 1).all()
+    patches = nn.Conv2d(3, 64, 8, stride=8)  # 192 values to 64
+    heads.init_head(patches, xavier=True)
+    bound = (6 / (192 + 64)) ** 0.5
+    assert 0.95 * bound < patches.weight.abs().max() <= bound and not patches.bias.any()
 
 
 def test_head_init_spares_what_a_checkpoint_filled() -> None:
@@ -79,3 +89,11 @@ def test_head_init_spares_what_a_checkpoint_filled() -> None:
     linear.weight._is_hf_initialized = True
     heads.init_head(linear)
     assert torch.equal(linear.weight, before) and not linear.bias.any()
+
+
+def test_the_decoder_predicts_the_wanted_positions_alone() -> None:
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    decoder, tokens = heads.TransformerDecoder(4, 5, config), torch.randn(2, 6, 8)
+    wanted = torch.tensor([[1, 4], [5, 2]])
+    everything = decoder(tokens)
+    torch.testing.assert_close(decoder(tokens, wanted), everything.gather(1, wanted[..., None].expand(-1, -1, 5)))

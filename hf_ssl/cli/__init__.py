@@ -17,6 +17,8 @@ _COMMANDS = {
     "embed": "MODEL --dataset SPEC --output FILE: one feature vector per image",
     "pseudo-label": "MODEL --dataset SPEC --output FILE.parquet: a classifier's own labels, with confidences",
     "export": "RUN_OR_CHECKPOINT --output DIR: a folder that plain transformers loads",
+    "publish": "RUN REPO: check it and push it to the Hub, in one commit",
+    "convert": "FILE --output DIR: an official .pth, .pt or .safetensors, as a folder that plain transformers loads",
     "report": "RUN: one self-contained report.html with curves and pictures",
     "methods": "what can be trained, with its paper",
 }
@@ -102,6 +104,14 @@ def _command(name: str) -> _Command:
         from .demo import FLAGS, demo
 
         return _Command("demo [--steps N] [--output_dir DIR]", FLAGS, demo)
+    if name == "publish":
+        from .publish import FLAGS, publish
+
+        return _Command("publish RUN REPO [--private] [--revision BRANCH]", FLAGS, publish)
+    if name == "convert":
+        from .convert import FLAGS, convert
+
+        return _Command("convert FILE --output DIR [--method METHOD]", FLAGS, convert)
     from . import commands
 
     return {

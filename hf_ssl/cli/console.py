@@ -60,6 +60,7 @@ def quiet() -> None:
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     huggingface_hub.logging.set_verbosity_error()
+    huggingface_hub.utils.disable_progress_bars()
     logger = logging.getLogger("hf_ssl")
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +53,6 @@ def clear(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for name in _LEFT_BY_A_RUN:
         (folder / name).unlink(missing_ok=True)
-
-
-def environment(world_size: int = 1) -> dict[str, Any]:
-    """Versions and machine, as run.json keeps them."""
-    import torch
-
-    from .. import __version__
-
-    packages = ("torch", "torchvision", "transformers", "datasets", "accelerate")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "hf_ssl": __version__,
-        "python": sys.version.split()[0],
-        **{name: metadata.version(name) for name in packages},
-        "platform": platform.platform(),
-        "cpus": cpus(),
-        "torch_threads": torch.get_num_threads(),
-        "gpus": ", ".join(gpus) or "none",
-        "processes": world_size,
-    }
 
 
 def cpus() -> int:

@@ -12,7 +12,8 @@ from .console import Stopped, command_line, is_main, masked, quiet, say
 from .launch import start_missing_processes
 from .pictures import Pictures, load_pictures
 from .plan import Plan, plan_training
-from .runfolder import environment, prepare, read_run, write_run
+from .publish import push
+from .runfolder import prepare, read_run, write_run
 
 if TYPE_CHECKING:
     from ..training.trainer import SSLTrainer
@@ -40,8 +41,9 @@ def run(plan: Plan, measures: Sequence[str] | None = None) -> list[dict[str, Any
     pictures = load_pictures(plan)
     trainer = build_trainer(plan, pictures)
     print_header(plan, trainer)
-    record = describe(plan, trainer)
+    record = describe(plan, trainer, pictures)
     before = float(read_run(plan.output_dir).get("time_seconds") or 0) if resume else 0.0
+    trainer.card_facts = {name: record[name] for name in ("command", "dataset", "evaluated_on", "arguments")}
     started = time.time()
     if is_main():
         write_run(plan.output_dir, record)  # a run that is cut short says at least what it was
@@ -56,17 +58,22 @@ def run(plan: Plan, measures: Sequence[str] | None = None) -> list[dict[str, Any
     trainer.save_state()
     if not is_main() or model is None:
         return []
-    from ..hub import export, model_card
+    from ..hub import write_card, write_model
 
-    export(model, trainer.processing_class, plan.output_dir, record)
+    write_model(model, trainer.processing_class, plan.output_dir, record)  # what the table measures
     record |= {"results": final_table(plan, pictures, measures), "finished": True}
     write_run(plan.output_dir, record)
-    model_card(model, record).save(plan.output_dir / "README.md")  # now with the results
+    write_card(model, plan.output_dir, record)
     if record["results"]:
         tables.print_results(record["results"])
     say(f"model      {plan.output_dir} (for plain transformers; the whole method is in {plan.output_dir / 'ssl'})")
     if not plan.own["no_report"]:
         report(plan.output_dir)
+    if (args := trainer.args).push_to_hub:
+        trainer._finish_current_push()
+        options: dict[str, Any] = {"token": args.hub_token, "revision": args.hub_revision}
+        where = push(plan.output_dir, str(trainer.hub_model_id), record, message="End of training", **options)
+        say(f"published  {where}")
     return record["results"]
 
 
@@ -115,7 +122,7 @@ def print_header(plan: Plan, trainer: SSLTrainer) -> None:
     kind = "images"
     if trainer.labeled_rows is not None:
         kind = f"labelled and {batch * trainer.unlabeled_ratio} unlabelled images"
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else f"precision {args.precision}"
     processes = f" on {args.world_size} processes" if args.world_size > 1 else ""
     start = trainer.method.backbone.config.name_or_path or "random weights"
     say(
@@ -150,27 +157,28 @@ def _train(trainer: SSLTrainer, resume: Any, plan: Plan) -> None:
         raise Stopped(f"Stopped by SIGTERM; checkpoint-{step} in {plan.output_dir} is saved; {again}.", SIGTERM_CODE)
 
 
-def describe(plan: Plan, trainer: SSLTrainer) -> dict[str, Any]:
+def describe(plan: Plan, trainer: SSLTrainer, pictures: Pictures) -> dict[str, Any]:
     """run.json as it stands before the first step."""
+    from ..evaluation.evaluate import PROTOCOL_NAMES
     from ..training.build import default_arguments
 
-    start = trainer.method.backbone.config.name_or_path
     record = {
+        **trainer.run_record(),
         "method": plan.method,
         "command": command_line(plan.argv),
         "dataset": plan.dataset,
-        "seed": trainer.args.seed,
-        "environment": environment(trainer.args.world_size),
+        "evaluated_on": {
+            PROTOCOL_NAMES.get(test.name, test.name): {"dataset": test.name, "split": test.split}
+            for _, test in pictures.pairs
+        },
         "arguments": {
             **plan.values,
             **plan.training(default_arguments(plan.method)),
             "recipe": str(plan.recipe) if plan.recipe else None,
             "learning_rate": trainer.args.learning_rate,
         },
-        "labeled": None if trainer.labeled_rows is None else trainer.labeled_rows.to_dict(),
         "skipped_images": {"count": 0, "names": []},
         "results": [],
-        "init": {"from_pretrained": start or None, "seed": trainer.args.seed},
         "steps": 0,
         "time_seconds": 0.0,
         "finished": False,

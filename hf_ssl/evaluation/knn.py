@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int, precision: str = "fp32") -> t
 def _fast_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False  # a GPU's float32 is fast enough, and its bfloat16 sums have no bound that could be proven
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
@@ -132,7 +133,8 @@ def _screen(
     """
     blocks = -(-len(bank) // _BLOCK)
     size = -(-len(bank) // blocks)
-    centre = sum((1 / length[i : i + size]) @ bank[i : i + size] for i in range(0, len(bank), size)) / len(bank)
+    sums = [(1 / length[i : i + size]) @ bank[i : i + size] for i in range(0, len(bank), size)]
+    centre = torch.stack(sums).sum(0) / len(bank)
     centred = queries - centre
     low = torch.cat([centred, centred.new_ones(len(queries), _SPLIT)], dim=1).to(dtype)
     values = queries.new_full((len(queries), kept), -torch.inf)

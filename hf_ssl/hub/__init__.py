@@ -2,7 +2,12 @@
 
 from ..lazy import lazy
 
-_HOMES = {"export": "folder", "load_method": "folder", "model_card": "card"}
+_HOMES = {
+    "export": "folder", "write_model": "folder", "write_card": "folder", "load_method": "folder",
+    "check_parity": "folder", "ParityError": "folder", "model_card": "card", "publish_run": "publish",
+    "push_model": "publish", "PublishError": "errors", "draw_pictures": "pictures", "scrub": "privacy",
+    "convert_checkpoint": "convert", "read_checkpoint": "checkpoints", "CheckpointError": "checkpoints",
+}  # fmt: skip
 
 __all__ = list(_HOMES)
 __getattr__ = lazy(__name__, _HOMES)

@@ -99,7 +99,8 @@ class SSLTrainingArguments(TrainingArguments):
 
     base_learning_rate scales with the global batch by the method's rule (``SSLModel.lr_scaling``); learning_rate is
     taken as it is. ``optim="lars"`` is LARS with the published trust ratio, ``optim="sgd_nesterov"`` SGD with Nesterov
-    momentum, ``lr_scheduler_type="cosine_7_16"`` FixMatch's cosine.
+    momentum, ``lr_scheduler_type="cosine_7_16"`` FixMatch's cosine. ``precision="auto"`` is bf16 on a GPU that has it;
+    on a CPU a run of 100 steps and more measures once what is faster, says so and keeps it when resumed.
     """
 
     lr_scheduler_type: SchedulerType | str = field(
@@ -117,7 +118,10 @@ class SSLTrainingArguments(TrainingArguments):
         default=0.0, metadata={"help": "Clip each parameter's gradient norm on its own (DINO: 3.0); 0 = off."}
     )
     precision: str = field(
-        default="auto", metadata={"help": "auto (bf16 where the hardware is faster with it), fp32, bf16 or fp16."}
+        default="auto", metadata={"help": "auto (bf16 where it is measured faster, else fp32), fp32, bf16 or fp16."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide nan and inf losses from the log; looking waits for the device."}
     )
     sync_batchnorm: bool = field(default=True, metadata={"help": "BatchNorm over the global batch of all ranks."})
     max_bad_fraction: float = field(

@@ -47,6 +47,7 @@ def build_method(
     if model_class.paper.family == "image_text":
         texts = text_args or TextArguments()
         built = build_image_text(model_class, source, model_args, texts, config_fields or {}, view_fields or {}, seed)
+        built[0].processor = built[1]
         return _with_attention(built[0], model_args), built[1]
     if (class_names is not None) != (model_class.paper.family == "semi_supervised"):
         raise ValueError(f"class_names go with a semi-supervised method and no other; {name} got {class_names}")
@@ -66,6 +67,7 @@ def build_method(
         torch.manual_seed(seed)
         model = model_class.from_pretrained(chosen, config=config) if warm_start else model_class(config)
     processor = _build_processor(model_class, size, channels, backbone, view_fields or {})
+    model.processor = processor
     return _with_attention(model, model_args), processor
 
 
@@ -171,7 +173,7 @@ def _build_processor(
         fields["num_channels"] = channels
     if size <= 96:  # pictures this small fill their frame: nothing to crop away at evaluation
         fields["eval_crop_pct"] = 1.0
-    for group in processor_class.views:
+    for group in () if "views" in view_fields else processor_class.views:  # views of one's own state their sizes
         if isinstance(group.get("size"), int) and size != 224:
             fields[group["key"]] = {"size": max(unit, round(group["size"] * size / 224 / unit) * unit)}
     for name, value in view_fields.items():

@@ -14,20 +14,22 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import Trainer
 
-from .. import distributed
-from ..data.collator import BadImageLedger, TooManyBadImages, build_dataloader
+from .. import backbones, distributed
+from ..data.collator import BadImageLedger, BatchLoader, TooManyBadImages, build_dataloader
 from ..data.labels import LabeledRows
 from ..data.local import is_test
+from ..data.remote import RemoteError
 from ..data.sources import ImageSource
+from ..hub import scrub
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
-from . import online
+from . import online, precision
 from .arguments import SSLTrainingArguments
 from .callbacks import HealthCallback, MethodCallback, StopCallback
 from .lars import LARS
 from .optim import decay_names, scaled_learning_rate
+from .publish import PublishingTrainer
 from .resume import EpochLoader, last_complete_checkpoint
 
 _LEDGER_FILE, _LABELED_FILE = "skipped_images.json", "labeled_rows.json"
@@ -37,7 +39,7 @@ class CheckpointError(OSError):
     """A checkpoint could not be written; the earlier ones are untouched."""
 
 
-class SSLTrainer(Trainer):
+class SSLTrainer(PublishingTrainer):
     """Trains a method on an ``ImageSource``; everything else is ``Trainer``.
 
     model: a method. train_source: images (labels are never read). processing_class: the method's image processor.
@@ -72,20 +74,17 @@ class SSLTrainer(Trainer):
         if args.base_learning_rate is not None:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             args.learning_rate = scaled_learning_rate(args.base_learning_rate, model.lr_scaling, batch)
-        if (
-            sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 2
-        ):  # a patch embedding alone gains nothing
-            nn.Module.to(
-                model, memory_format=torch.channels_last
-            )  # convolutions run 1.3 to 1.5 times faster, on CPU as well
+        backbones.prefer_channels_last(model)
         if args.world_size > 1 and args.sync_batchnorm:
             distributed.synchronise_batchnorm(model)
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries
         self.shuffle_buffer = shuffle_buffer
         self.labeled_source, self.labeled_rows, self.unlabeled_ratio = labeled_source, labeled_rows, unlabeled_ratio
-        self.views = processing_class
+        self.views = model.processor = processing_class
+        self.card_facts = {}
         self.ledger = BadImageLedger()
         self._loader: EpochLoader | None = None
+        self.precision: precision.Choice | None = None  # settled when training starts
         self.last_embeddings: Tensor | None = None
         self.last_metrics: dict[str, Tensor] = {}
         self.last_loss: Tensor | float = 0.0
@@ -111,23 +110,29 @@ class SSLTrainer(Trainer):
 
     def get_train_dataloader(self) -> "EpochLoader":  # type: ignore[override]
         args = self.args
-        batches = build_dataloader(
-            self.train_source,
-            self.processing_class,
+        batches = self._build_loader(
             self._train_batch_size,
             rank=args.process_index,
             world_size=args.world_size,
-            seed=args.seed if args.data_seed is None else args.data_seed,
             num_workers=args.dataloader_num_workers,
             shuffle_buffer=self.shuffle_buffer,
-            labeled=self.labeled_source,
-            ratio=self.unlabeled_ratio,
-            encode_text=getattr(self.processing_class, "encode_text", None),
         )
         batches.ledger.load_state_dict(self.ledger.state_dict())
         self.ledger = batches.ledger
         self._loader = EpochLoader(batches)
         return self._loader
+
+    def _build_loader(self, batch_size: int, **options: Any) -> BatchLoader:
+        return build_dataloader(
+            self.train_source,
+            self.processing_class,
+            batch_size,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            labeled=self.labeled_source,
+            ratio=self.unlabeled_ratio,
+            encode_text=getattr(self.processing_class, "encode_text", None),
+            **options,
+        )
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         epochs, skipped = super()._init_training_state(*args, **kwargs)
@@ -138,11 +143,63 @@ class SSLTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         try:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
-        except TooManyBadImages:
+        except (TooManyBadImages, RemoteError) as error:
             self._save_checkpoint(self.model_wrapped, trial=None)
-            raise
+            kind = type(error)  # of a worker's error the sentence alone, without its traceback
+            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2]) from error
+
+    # --- precision ------------------------------------------------------------------------------------------------
+
+    def _settle_precision(self, checkpoint: str | None) -> None:
+        """As the checkpoint was trained, else as stated, else what a measurement on the first process says."""
+        args, model = self.args, self.method
+        stated = "bf16" if args.bf16 else "fp16" if args.fp16 else args.precision
+        choice = precision.restore(checkpoint, model, stated) if checkpoint else None
+        offered = precision.candidates(model, stated)
+        worth = self._planned_steps() >= precision.WORTH_STEPS and not (self.is_fsdp_enabled or args.deepspeed)
+        if choice is None and len(offered) > 1 and worth:
+            offered = self._measured(stated)
+        self.precision = choice or offered[0]
+        precision.apply(model, self.precision)
+
+    def _measured(self, stated: str) -> list[precision.Choice]:
+        chosen: list[Any] = [None]
+        if self.args.process_index == 0:
+            with distributed.alone():
+                chosen = [precision.choose(self.method, self._prepare_inputs(self._sample()), stated)]
+            print(chosen[0].said, flush=True)
+        if distributed.world_size() > 1:
+            dist.broadcast_object_list(chosen)
+        return chosen
+
+    def _planned_steps(self) -> float:
+        args, rows = self.args, self.train_source.num_rows
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return args.max_steps if args.max_steps > 0 else args.num_train_epochs * (rows or 0) / batch
+
+    def _sample(self) -> dict[str, Any]:
+        """A batch from a loader of its own: the run's stream, ledger and random numbers do not notice."""
+        size = min(self._train_batch_size, precision.ROWS)
+        return next(iter(self._build_loader(size, rank=0, world_size=1, num_workers=0, shuffle_buffer=1)))
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """Accelerate's own where bf16 was stated from the start; this one where it was measured or restored."""
+        bf16 = self.precision is not None and self.precision.precision == "bf16" and not self.args.bf16
+        if not bf16:
+            return super().autocast_smart_context_manager(cache_enabled)
+        return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=bool(cache_enabled))
 
     # --- one step -------------------------------------------------------------------------------------------------
+
+    def _prepare_input(self, data: Any) -> Any:
+        """As in Trainer, but a pinned tensor's way to the device holds nobody up."""
+        if isinstance(data, Tensor):
+            data = data.to(self.args.device, non_blocking=data.is_pinned())
+        return super()._prepare_input(data)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the device, its uint8 views normalised there."""
+        return self.views.prepare(super()._prepare_inputs(inputs))
 
     def compute_loss(
         self,
@@ -264,6 +321,7 @@ class SSLTrainer(Trainer):
             if ledger.is_file():
                 self.ledger.load_state_dict(json.loads(ledger.read_text()))
         self._agree_on_labels(resume_from_checkpoint)
+        self._settle_precision(str(resume_from_checkpoint) if resume_from_checkpoint else None)
         self._images, self._clock = 0, time.perf_counter()
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
@@ -298,10 +356,18 @@ class SSLTrainer(Trainer):
         if self.args.should_save:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(folder / "training_args.bin")  # a pickle; the same facts as text, tokens masked
-            (folder / "training_args.json").write_text(self.args.to_json_string())
+            said = scrub(json.loads(self.args.to_json_string()))
+            if self.precision is not None:
+                said |= precision.to_dict(self.method, self.precision)
+            (folder / "training_args.json").write_text(json.dumps(said, indent=2))
             (folder / _LEDGER_FILE).write_text(json.dumps(self.ledger.state_dict()))
             if self.labeled_rows is not None:
                 (folder / _LABELED_FILE).write_text(json.dumps(self.labeled_rows.to_dict()))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        wrong = [*load_result.missing_keys, *load_result.unexpected_keys]
+        if wrong:  # Trainer warns and goes on with random weights
+            raise ValueError(f"the checkpoint does not fit the model: {len(wrong)} weights differ, such as {wrong[0]}")
 
     def _agree_on_labels(self, checkpoint: Any) -> None:
         """One labelled subset for all ranks and for a run and what it resumes; another one would leak labels."""

@@ -2,14 +2,17 @@
 
 import copy
 import dataclasses
+import traceback
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 from hf_ssl.methods import METHODS, load
 from hf_ssl.modeling import SSLConfig, SSLModel
+from hf_ssl.training.optim import clip_per_tensor
 from tests.contract.tiny import RESNET, TINY, VIT, adamw, batch, build, make_config, processor, students, train_step
 
 every_method = pytest.mark.parametrize("name", sorted(METHODS))
@@ -248,3 +251,42 @@ def test_bf16_autocast_stays_close(name: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = build(name)(**views).loss.detach()
     assert rough.dtype == torch.float32 and abs(float(rough - exact)) < 0.05 * abs(float(exact))
+
+
+class HostReads(TorchDispatchMode):
+    """Notes where our code asks for a value or a data-dependent size: on a GPU the host would wait for the device."""
+
+    ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "bincount", "repeat_interleave")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if by_mask or any(asking in name for asking in self.ASKING):
+            outer = [f for f in traceback.extract_stack()[:-1] if "/torch/" not in f.filename]
+            ours = "hf_ssl" in outer[-1].filename or "tests" in outer[-1].filename
+            if ours and "one_hot" not in str(outer[-1].line):  # which looks at its input on the CPU alone
+                self.found.append(f"{outer[-1].filename}:{outer[-1].lineno} {name}")
+        return function(*args, **(kwargs or {}))
+
+
+@every_method
+@pytest.mark.parametrize("backbone", [VIT, RESNET], ids=["vit", "resnet"])
+def test_a_step_never_waits_for_the_device(name: str, backbone: dict) -> None:
+    if backbone is RESNET and not TINY[name].takes_resnet:
+        return
+    model, views = build(name, backbone), batch(name)
+    with HostReads() as reads:
+        loss = model(**views).loss
+        loss.backward()
+        clip_per_tensor(model.parameters(), 3.0)
+        model.before_optimizer_step(0.5)
+        model.after_optimizer_step(0.5)
+    assert not reads.found
+    with reads:
+        float(loss.detach())
+        loss.detach().view(1)[torch.ones(1, dtype=torch.bool)]
+    assert len(reads.found) == 2

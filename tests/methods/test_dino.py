@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_ssl.methods.joint_embedding.dino import _target_metrics, dino_loss
-from tests.contract.tiny import batch, build
+from tests.contract.tiny import RESNET, batch, build
 
 
 def test_loss_by_hand() -> None:
@@ -138,3 +138,15 @@ def test_positions_of_small_crops_as_the_released_code_resizes_them() -> None:
     small, native = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 16, 16)
     assert torch.equal(plain.features(native), official.features(native))
     assert not torch.allclose(plain.features(small), official.features(small), atol=1e-5)
+
+
+def test_batchnorm_of_crops_together_or_apart() -> None:
+    views = batch("dino")
+    with torch.no_grad():
+        losses = [
+            float(build("dino", RESNET, use_bn_in_head=True, joint_batchnorm=kind)(**views).loss)
+            for kind in (True, False)
+        ]
+        plain = [float(build("dino", joint_batchnorm=kind)(**views).loss) for kind in (True, False)]
+    assert abs(losses[0] - losses[1]) > 1e-5
+    assert plain[0] == pytest.approx(plain[1], abs=1e-5)  # a ViT without BatchNorm does not care

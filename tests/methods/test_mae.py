@@ -44,6 +44,20 @@ def test_positions_are_fixed_distinct_and_not_zero(tmp_path) -> None:
             _check_positions(broken)
 
 
+def test_the_encoder_starts_as_published(tmp_path) -> None:
+    """Xavier-uniform linears and patch embedding (facts C, official code), where a native ViT has N(0, .02)."""
+    model = build("mae")
+    weights = dict(model.backbone.named_parameters())
+    drawn = {n: w.flatten(1) for n, w in weights.items() if w.ndim in (2, 4)}
+    assert len(drawn) > 6
+    for weight in drawn.values():
+        bound = (6 / sum(weight.shape)) ** 0.5
+        assert 0.9 * bound < weight.abs().max() <= bound
+    model.save_pretrained(tmp_path)  # and what was trained is never drawn again
+    again = dict(MAEForPreTraining.from_pretrained(tmp_path).backbone.named_parameters())
+    assert all(torch.equal(again[name], weight) for name, weight in weights.items())
+
+
 def test_learned_positions_stay_trainable_if_asked() -> None:
     model = build("mae", fixed_positions=False)
     positions = model.backbone.embeddings.position_embeddings
@@ -109,3 +123,13 @@ def test_one_image_can_be_learned_by_heart() -> None:
         optimizer.step()
         schedule.step()
     assert loss < 1e-3
+
+
+def test_training_predicts_the_removed_patches_and_nothing_is_lost_by_it() -> None:
+    model, images, noise = build("mae"), torch.randn(2, 3, 16, 16), torch.rand(2, 16)
+    prediction, mask, _ = model.predict(images, noise)
+    wanted = masked_pixel_loss(prediction, masks.patchify(images, 4), mask, True)
+    shapes = []
+    model.decoder.predict.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    torch.testing.assert_close(model(images[:, None], noise).loss, wanted)
+    assert shapes == [(2, 12, 48)]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_ssl.methods.joint_embedding.simclr import SimCLRConfig, contrastive_logits, nt_xent
-from tests.contract.tiny import VIT, build
+from tests.contract.tiny import RESNET, VIT, batch, build
 
 
 def by_hand(first: torch.Tensor, second: torch.Tensor, temperature: float) -> float:
@@ -112,3 +112,16 @@ def test_gradient_by_hand() -> None:
     down[0] -= probe
     slope = (by_hand(up, second, 0.5) - by_hand(down, second, 0.5)) / (2 * step)
     assert float(first.grad[0, 1]) == pytest.approx(slope, abs=1e-3)
+
+
+def test_batchnorm_over_both_views_or_over_each() -> None:
+    """Apart, loss and statistics are those of two passes; a network without BatchNorm does not care."""
+    views = batch("simclr")["pixel_values"]
+    joint, apart, twice = (build("simclr", RESNET, joint_batchnorm=kind) for kind in (True, False, True))
+    first, second = (twice.projector(twice.features(view)) for view in views.unbind(1))
+    output = apart(views)
+    torch.testing.assert_close(output.loss, nt_xent(first, second, twice.config.temperature)[0])
+    assert abs(float(output.loss - joint(views).loss)) > 1e-4
+    torch.testing.assert_close(dict(apart.named_buffers()), dict(twice.named_buffers()))
+    vits = [build("simclr", joint_batchnorm=kind, num_layers=1) for kind in (True, False)]
+    torch.testing.assert_close(*(model.backbone(views[:, 0]).last_hidden_state for model in vits))

@@ -65,6 +65,11 @@ class SSLCLIPForPreTraining(SSLModel):
         arxiv="2103.00020",
         bibtex="radford2021clip",
         family="image_text",
+        authors=(
+            "Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel"
+            " and Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela"
+            " and Clark, Jack and Krueger, Gretchen and Sutskever, Ilya"
+        ),
         teaches="an image and its caption attract, all other pairs of the batch repel",
     )
     lr_scaling = ("none", 32768)

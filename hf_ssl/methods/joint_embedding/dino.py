@@ -6,6 +6,7 @@ iBOT and DINOv2 add the same loss on masked patches; DINOv2/v3 replace the centr
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -17,17 +18,18 @@ from transformers import initialization as init
 
 from ... import backbones, distributed, schedules
 from ...heads import DINOHead
-from ...modeling import Paper, SSLConfig, SSLModel, SSLOutput
+from ...modeling import MultiViewConfig, Paper, SSLModel, SSLOutput
 from ...momentum import make_teacher
 from ...processing import SSLImageProcessor
 
 
 @strict
-class DINOConfig(SSLConfig):
+class DINOConfig(MultiViewConfig):
     """out_dim: prototypes K. norm_last_layer: freeze the prototypes' gain at 1 (False is safe for small models only).
     teacher_temperature: constant by default; warms up linearly from warmup_teacher_temperature over the share
     teacher_temperature_warmup of the run. freeze_last_layer: share of the run before the last layer trains.
-    interpolate_offset: 0.1 resizes position codes as the released code does; 0 as plain transformers does."""
+    interpolate_offset: 0.1 resizes position codes as the released code does; 0 as plain transformers does.
+    joint_batchnorm: True as in the released code: crops of one size share statistics, all crops do in the head."""
 
     model_type = "ssl_dino"
 
@@ -74,6 +76,10 @@ class DINOForPreTraining(SSLModel):
         arxiv="2104.14294",
         bibtex="caron2021dino",
         family="joint_embedding",
+        authors=(
+            "Caron, Mathilde and Touvron, Hugo and Misra, Ishan and Jégou, Hervé and Mairal, Julien"
+            " and Bojanowski, Piotr and Joulin, Armand"
+        ),
         teaches="small crops predict what an EMA teacher says of large ones",
     )
     default_backbone = "vit-small"
@@ -132,16 +138,23 @@ class DINOForPreTraining(SSLModel):
         if pixel_values.ndim == 4:
             return SSLOutput(embeddings=self.features(pixel_values))
         batch = len(pixel_values)
-        large = pixel_values.transpose(0, 1).flatten(0, 1)  # crop-major (2·B, C, H, W)
-        embeddings = backbones.features(self.backbone, large)
-        crops = [embeddings]
-        if local_pixel_values is not None:  # crops of one size share one pass
-            crops.append(backbones.features(self.backbone, local_pixel_values.transpose(0, 1).flatten(0, 1)))
-        student = self.head(torch.cat(crops))
+        crops = [pixel_values] if local_pixel_values is None else [pixel_values, local_pixel_values]
+        encoded = [self._encode(self.backbone, views) for views in crops]  # crops of one size share one pass
+        student = self._project(self.head, torch.cat(encoded), batch)
         with torch.no_grad():
-            teacher = self.teacher_head(backbones.features(self.teacher_backbone, large))
+            teacher = self._project(self.teacher_head, self._encode(self.teacher_backbone, pixel_values), batch)
         loss, targets = self.distil(student, teacher.float(), batch)
-        return SSLOutput(loss, embeddings, _target_metrics(targets))
+        return SSLOutput(loss, encoded[0], _target_metrics(targets))
+
+    def _encode(self, backbone: PreTrainedModel, views: Tensor) -> Tensor:
+        """(B, V, C, H, W) -> (V·B, D), crop-major."""
+        return backbones.over_views(partial(backbones.features, backbone), views, self.config.joint_batchnorm)
+
+    def _project(self, head: nn.Module, embeddings: Tensor, batch: int) -> Tensor:
+        """(V·B, D) -> (V·B, K) logits."""
+        if self.config.joint_batchnorm or not self.config.use_bn_in_head:
+            return head(embeddings)
+        return torch.cat([head(view) for view in embeddings.split(batch)])
 
     def distil(self, student: Tensor, teacher: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Student (V·B, K) against raw teacher logits (2·B, K), crop-major: the loss and the targets (2·B, K)."""
@@ -153,8 +166,8 @@ class DINOForPreTraining(SSLModel):
     @torch.no_grad()
     def _observe(self, teacher: Tensor) -> None:
         """Remember a micro-batch's raw teacher logits for the centre."""
-        self.center_sum += teacher.sum(0, keepdim=True)
-        self.center_count += len(teacher)
+        self.center_sum.add_(teacher.sum(0, keepdim=True))
+        self.center_count.add_(len(teacher))
 
     @torch.no_grad()
     def update_state(self) -> None:

@@ -13,16 +13,17 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ... import distributed
-from ...backbones import feature_dim
+from ...backbones import feature_dim, over_views
 from ...heads import MLPHead
-from ...modeling import Paper, SSLConfig, SSLModel, SSLOutput
+from ...modeling import MultiViewConfig, Paper, SSLModel, SSLOutput
 from ...processing import SSLImageProcessor
 
 
 @strict
-class SimCLRConfig(SSLConfig):
+class SimCLRConfig(MultiViewConfig):
     """projection_dim, hidden_dim: widths of the projector (hidden_dim None = the backbone's feature width).
-    temperature: τ of NT-Xent (0.1 at batch 4096, 0.5 on CIFAR). num_layers: 2 in v1, 3 in v2."""
+    temperature: τ of NT-Xent (0.1 at batch 4096, 0.5 on CIFAR). num_layers: 2 in v1, 3 in v2. joint_batchnorm: the
+    official code joins both views (and ranks) in BatchNorm; lightly's examples and PyTorch ports often do not."""
 
     model_type = "ssl_simclr"
 
@@ -58,6 +59,7 @@ class SimCLRForPreTraining(SSLModel):
         arxiv="2002.05709",
         bibtex="chen2020simclr",
         family="joint_embedding",
+        authors="Chen, Ting and Kornblith, Simon and Norouzi, Mohammad and Hinton, Geoffrey",
         teaches="two views of an image attract, all other images repel",
     )
     processor_class = SimCLRImageProcessor
@@ -81,9 +83,10 @@ class SimCLRForPreTraining(SSLModel):
             return SSLOutput(embeddings=self.features(pixel_values))
         if pixel_values.shape[1] != 2:
             raise ValueError(f"SimCLR compares exactly 2 views per image, got {pixel_values.shape[1]}")
-        views = pixel_values.transpose(0, 1).flatten(0, 1)  # view-major (2·B, C, H, W): BatchNorm sees both views
-        embeddings = self.features(views)
-        first, second = self.projector(embeddings).chunk(2)
+        joint = self.config.joint_batchnorm
+        embeddings = over_views(self.features, pixel_values, joint)  # (2·B, D), view-major
+        views = embeddings.chunk(2)
+        first, second = self.projector(embeddings).chunk(2) if joint else (self.projector(view) for view in views)
         loss, accuracy = nt_xent(first, second, self.config.temperature)
         return SSLOutput(loss, embeddings, {"contrastive_accuracy": accuracy})
 

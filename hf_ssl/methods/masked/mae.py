@@ -58,6 +58,7 @@ class MAEForPreTraining(SSLModel):
         arxiv="2111.06377",
         bibtex="he2022mae",
         family="masked",
+        authors="He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Dollár, Piotr and Girshick, Ross",
         teaches="a quarter of the patches predicts the pixels of the rest",
     )
     default_backbone = "vit-base"
@@ -81,7 +82,7 @@ class MAEForPreTraining(SSLModel):
             intermediate_size=config.decoder_intermediate_size,
             layer_norm_eps=getattr(self.backbone.config, "layer_norm_eps", 1e-6),
         )
-        decoder._attn_implementation = "sdpa"
+        decoder._attn_implementation = self.backbone.config._attn_implementation
         width = backbones.feature_dim(self.backbone)
         pixels = self.patch**2 * self.backbone.config.num_channels
         self.decoder = heads.TransformerDecoder(width, pixels, decoder)
@@ -100,28 +101,41 @@ class MAEForPreTraining(SSLModel):
         if pixel_values.ndim == 4:
             return SSLOutput(embeddings=self.features(pixel_values))
         images = pixel_values.flatten(0, 1)
-        prediction, mask, latent = self.predict(images, noise)
-        loss = masked_pixel_loss(prediction, masks.patchify(images, self.patch), mask, self.config.norm_pix_loss)
+        keep, restore, mask = self._draw_mask(images, noise)
+        latent = backbones.visible_tokens(self.backbone, images, keep)
+        removed = restore.argsort(dim=1)[:, keep.shape[1] :]  # the loss knows no other patches
+        prediction = self.decoder(self._fill_in(latent, restore, images), 1 + removed)
+        patches = masks.patchify(images, self.patch)
+        target = patches.gather(1, removed.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        loss = masked_pixel_loss(prediction, target, mask.gather(1, removed), self.config.norm_pix_loss)
         return SSLOutput(loss, latent[:, 0])
 
     def predict(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) -> prediction (B, N, p·p·C), mask (B, N), 1 = removed, latent (B, 1 + kept, D), shuffled."""
-        rows, columns = (side // self.patch for side in images.shape[-2:])
-        patches = rows * columns
+        keep, restore, mask = self._draw_mask(images, noise)
+        latent = backbones.visible_tokens(self.backbone, images, keep)
+        return self.decoder(self._fill_in(latent, restore, images))[:, 1:], mask, latent
+
+    def _draw_mask(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``masks.random_masking`` says of noise (B, N), or of noise drawn here."""
+        patches = (images.shape[-2] // self.patch) * (images.shape[-1] // self.patch)
         if noise is None:
             noise = torch.rand(len(images), patches, device=images.device)
-        keep, restore, mask = masks.random_masking(noise, int(patches * (1 - self.config.mask_ratio)))
-        latent = backbones.visible_tokens(self.backbone, images, keep)
+        return masks.random_masking(noise, int(patches * (1 - self.config.mask_ratio)))
+
+    def _fill_in(self, latent: Tensor, restore: Tensor, images: Tensor) -> Tensor:
+        """Latent (B, 1 + kept, D) -> the decoder's input (B, 1 + N, hidden): with mask tokens, in order, positions."""
         tokens = self.decoder.embed(latent)
-        missing = self.decoder.mask_token.to(tokens.dtype).expand(len(images), patches - keep.shape[1], -1)
+        patches, kept = restore.shape[1], latent.shape[1] - 1
+        missing = self.decoder.mask_token.to(tokens.dtype).expand(len(images), patches - kept, -1)
         shuffled = torch.cat([tokens[:, 1:], missing], dim=1)
         ordered = shuffled.gather(1, restore.unsqueeze(-1).expand(-1, -1, shuffled.shape[-1]))
+        rows, columns = (side // self.patch for side in images.shape[-2:])
         positions = self.decoder_positions
         if (rows, columns) != self.grid:
             table = backbones.sincos_2d(positions.shape[-1], (rows, columns), prefix=1)
             positions = table[None].to(positions)
-        decoded = self.decoder(torch.cat([tokens[:, :1], ordered], dim=1) + positions.to(tokens.dtype))
-        return decoded[:, 1:], mask, latent
+        return torch.cat([tokens[:, :1], ordered], dim=1) + positions.to(tokens.dtype)
 
     @torch.no_grad()
     def reconstruct(self, pixel_values: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -141,6 +155,8 @@ class MAEForPreTraining(SSLModel):
         heads.init_head(module, xavier=True)
         if module is not self:
             return
+        for part in self.backbone.modules():  # Xavier as published: the native .02 is small for a narrow ViT
+            heads.init_head(part, xavier=True)
         table = backbones.sincos_2d(self.decoder_positions.shape[-1], self.grid, prefix=1)
         _check_positions(table)
         init.copy_(self.decoder_positions, table[None])

@@ -68,6 +68,10 @@ class FixMatchForPreTraining(SemiSupervisedModel):
         arxiv="2001.07685",
         bibtex="sohn2020fixmatch",
         family="semi_supervised",
+        authors=(
+            "Sohn, Kihyuk and Berthelot, David and Li, Chun-Liang and Zhang, Zizhao and Carlini, Nicholas"
+            " and Cubuk, Ekin D. and Kurakin, Alex and Zhang, Han and Raffel, Colin"
+        ),
         teaches="a confident guess on a weak view labels the strong view",
     )
     default_backbone = "resnet-18"

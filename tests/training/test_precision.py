@@ -1,0 +1,167 @@
+"""Which number format a run trains in: measured without a trace, printed, saved, restored."""
+
+import json
+
+import pytest
+import torch
+
+from hf_ssl import SSLTrainer, SSLTrainingArguments
+from hf_ssl.training import precision
+from hf_ssl.training.precision import Choice
+from tests.contract.tiny import RESNET, VIT, batch, build, processor
+
+FP32, BF16, EAGER = Choice("fp32"), Choice("bf16"), Choice("bf16", "eager")
+
+
+def clock(monkeypatch, fp32: float, bf16: float, eager: float = 9.0) -> None:
+    """The measurement finds these seconds: a timing is no unit test, what follows from it is."""
+    table = {FP32: fp32, BF16: bf16, EAGER: eager}
+    monkeypatch.setattr(precision, "_measure", lambda model, views, offered, seconds: {c: table[c] for c in offered})
+
+
+@pytest.mark.parametrize("name", ["simclr", "dino", "fixmatch", "mae", "clip"])
+def test_measuring_leaves_no_trace(name: str) -> None:
+    model = build(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    random, attention = torch.get_rng_state(), model.backbone.config._attn_implementation
+    choice = precision.choose(model, batch(name, 8), seconds=0.5)
+    assert choice.precision in ("fp32", "bf16") and "times as fast" in choice.said
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random) and all(p.grad is None for p in model.parameters())
+    assert model.backbone.config._attn_implementation == attention and not model.attention_given
+
+
+def test_the_measurement_times_every_candidate_and_stops_in_time() -> None:
+    model = build("mae")
+    times = precision._measure(model, batch("mae", 4), [FP32, BF16, EAGER], seconds=0.0)
+    assert set(times) == {FP32, BF16, EAGER} and all(seconds > 0 for seconds in times.values())
+
+
+def test_a_format_with_another_gradient_is_never_the_fastest() -> None:
+    model = build("simclr")
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.factor = 100.0 if torch.is_autocast_enabled("cpu") else 1.0
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * ctx.factor
+
+    model.projector.register_forward_hook(lambda module, args, output: Wrong.apply(output))
+    times = precision._measure(model, batch("simclr", 4), [FP32, BF16], seconds=0.0)
+    assert times[FP32] < times[BF16] == float("inf")
+
+
+def test_what_is_offered() -> None:
+    vit, resnet = build("simclr"), build("simclr", RESNET)
+    assert precision.candidates(vit, "fp32") == [FP32] and precision.candidates(vit, "fp16") == [Choice("fp16")]
+    assert precision.candidates(vit, "bf16") == [BF16, EAGER]
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert precision.candidates(vit) == [FP32, BF16, EAGER]
+    assert all(choice.attention is None for choice in precision.candidates(resnet))
+    assert precision.candidates(vit.to("meta")) == [FP32]  # stands for any device that is no CPU
+    for given in ("sdpa", "eager"):
+        model = build("simclr")
+        model.set_attn_implementation(given)
+        assert precision.candidates(model, "bf16") == [BF16]
+
+
+def test_the_faster_one_by_a_margin(monkeypatch) -> None:
+    model, views = build("simclr"), batch("simclr")
+    monkeypatch.setattr(precision, "candidates", lambda model, stated: [FP32, BF16, EAGER])
+    clock(monkeypatch, 1.9, 1.5, 1.0)
+    choice = precision.choose(model, views)
+    assert (choice.precision, choice.attention) == ("bf16", "eager")
+    assert choice.said == "bf16 with eager attention: 1.9 times as fast as fp32 here; --precision fp32 overrides"
+    clock(monkeypatch, 1.1, 1.0, 1.2)
+    choice = precision.choose(model, views)
+    assert (choice.precision, choice.attention) == ("fp32", None)
+    assert choice.said == "fp32: bf16 would be 1.10 times as fast here"
+
+
+def test_the_decoder_follows_the_attention() -> None:
+    model = build("mae")
+    assert model.decoder.config._attn_implementation == "sdpa"
+    before = model(**batch("mae")).loss
+    precision.apply(model, EAGER)
+    kinds = {model.config._attn_implementation, model.backbone.config._attn_implementation}
+    assert kinds | {layer.attention.config._attn_implementation for layer in model.decoder.layers} == {"eager"}
+    torch.testing.assert_close(model(**batch("mae")).loss, before)
+
+
+def make_trainer(pictures, folder, **arguments) -> SSLTrainer:
+    defaults = {
+        "per_device_train_batch_size": 16, "learning_rate": 0.05, "save_steps": 2, "report_to": [],
+        "disable_tqdm": True, "use_cpu": True,
+    }  # fmt: skip
+    return SSLTrainer(
+        build("simclr"), SSLTrainingArguments(str(folder), **{**defaults, **arguments}), pictures, processor("simclr")
+    )
+
+
+def bf16_products(trainer) -> list[torch.dtype]:
+    """The dtype of what the projector multiplies at each step from now on."""
+    seen: list[torch.dtype] = []
+    trainer.model.projector[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    return seen
+
+
+def test_a_measured_choice_is_kept_and_resumed_without_measuring(tmp_path, pictures, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(precision, "WORTH_STEPS", 4)
+    monkeypatch.setattr(precision, "candidates", lambda model, stated="auto": [FP32, BF16])
+    clock(monkeypatch, 2.0, 1.0)
+    whole = make_trainer(pictures, tmp_path / "whole", max_steps=6)
+    seen = bf16_products(whole)
+    whole.train()
+    assert capsys.readouterr().out.count("bf16: 2.0 times as fast as fp32 here; --precision fp32 overrides") == 1
+    assert set(seen) == {torch.bfloat16} and whole.args.precision == "auto"
+    said = json.loads((tmp_path / "whole" / "checkpoint-4" / "training_args.json").read_text())
+    assert said["precision"] == "bf16"
+
+    clock(monkeypatch, 1.0, 2.0)  # the machine has changed its mind
+    resumed = make_trainer(pictures, tmp_path / "resumed", max_steps=6)
+    seen = bf16_products(resumed)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert set(seen) == {torch.bfloat16} and "fast" not in capsys.readouterr().out
+    for name, value in whole.method.state_dict().items():
+        assert torch.equal(value, resumed.method.state_dict()[name]), name
+
+    stated = make_trainer(pictures, tmp_path / "stated", max_steps=6, precision="fp32")
+    seen = bf16_products(stated)
+    stated.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert set(seen) == {torch.float32}
+
+
+def test_measuring_changes_no_number_of_a_run(tmp_path, pictures, monkeypatch) -> None:
+    runs = []
+    for worth in (99, 1):  # the second run measures, truly, and is told that fp32 won
+        monkeypatch.setattr(precision, "WORTH_STEPS", worth)
+        monkeypatch.setattr(precision, "GAIN", 1e9)
+        trainer = make_trainer(pictures, tmp_path / str(worth), max_steps=3)
+        trainer.train()
+        runs.append({name: value.clone() for name, value in trainer.method.state_dict().items()})
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+def test_short_runs_and_stated_ones_measure_nothing(tmp_path, pictures, monkeypatch) -> None:
+    clock(monkeypatch, 2.0, 1.0)
+    short = make_trainer(pictures, tmp_path / "short", max_steps=1)
+    short.train()
+    assert short.precision == FP32
+    monkeypatch.setattr(precision, "WORTH_STEPS", 1)
+    stated = make_trainer(pictures, tmp_path / "stated", max_steps=1, precision="fp32")
+    stated.train()
+    assert stated.precision == FP32
+
+
+def test_restored_attention_yields_to_a_given_one(tmp_path) -> None:
+    (tmp_path / "training_args.json").write_text(json.dumps({"precision": "bf16", "attn_implementation": "eager"}))
+    model = build("dino", VIT)
+    assert precision.restore(tmp_path, model, "auto") == EAGER == precision.restore(tmp_path, model, "bf16")
+    assert precision.restore(tmp_path, model, "fp32") is None
+    model.set_attn_implementation("sdpa")
+    assert precision.restore(tmp_path, model, "auto") == BF16
+    assert precision.restore(tmp_path / "nowhere", model, "auto") is None
