@@ -92,7 +92,9 @@ def test_a_classifier_has_its_base_models_features(family: str, tmp_path) -> Non
         if family in ("vit", "dinov2"):
             close(backbones.last_attention(classifier, images), backbones.last_attention(base, images))
     assert backbones.feature_dim(classifier) == features.shape[1]
-    assert not backbones.unwrap(classifier)._forward_hooks  # the one pass leaves nothing behind
+    before = dict(backbones.unwrap(classifier)._forward_hooks)
+    backbones.classify(classifier, images)
+    assert dict(backbones.unwrap(classifier)._forward_hooks) == before  # hooks do not pile up
 
 
 def test_what_is_no_classifier_is_refused_in_words() -> None:

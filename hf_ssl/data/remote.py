@@ -17,6 +17,7 @@ import pyarrow as pa
 logger = logging.getLogger("hf_ssl.data")
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0)  # seconds before each repetition
+AT_START = 3  # repetitions while a person waits for a run to begin
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 Result = TypeVar("Result")
 
@@ -32,8 +33,8 @@ def http_status(error: BaseException) -> int | None:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed a little later: a broken connection, a busy server."""
-    if type(error).__name__ == "OfflineModeIsEnabled":
-        return False
+    if "OfflineModeIsEnabled" in (type(error).__name__, str(error).rpartition("(")[2].rstrip(")")):
+        return False  # `datasets` tells it in the text of a ConnectionError
     if (status := http_status(error)) is not None:
         return status in _BUSY
     # httpx, httpx2 and aiohttp name the same things; which of them is installed depends on the version
@@ -42,18 +43,18 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, (ConnectionError, TimeoutError))
 
 
-def steadily(call: Callable[[], Result], what: str) -> Result:
+def steadily(call: Callable[[], Result], what: str, repetitions: int = len(WAITS)) -> Result:
     """``call()``, repeated with growing waits while the network fails. RemoteError, naming ``what``, in the end."""
     attempt = 0
     while True:
         try:
             return call()
         except Exception as error:
-            wait_or_raise(error, what, attempt)
+            wait_or_raise(error, what, attempt, repetitions)
             attempt += 1
 
 
-def wait_or_raise(error: BaseException, what: str, attempt: int) -> None:
+def wait_or_raise(error: BaseException, what: str, attempt: int, repetitions: int = len(WAITS)) -> None:
     """Wait before repetition number ``attempt``, or raise: RemoteError of the network, anything else as it is."""
     causes = list(_causes(error))
     transient = any(is_transient(cause) for cause in causes)
@@ -64,10 +65,10 @@ def wait_or_raise(error: BaseException, what: str, attempt: int) -> None:
         ) from error
     if not transient:
         raise error
-    if attempt >= len(WAITS):
+    if attempt >= repetitions:
         raise RemoteError(
-            f"{what} could not be read for {sum(WAITS):.0f} seconds and {len(WAITS) + 1} tries: {_said(error)} Check "
-            "the network, then go on from the checkpoint."
+            f"{what} could not be read for {sum(WAITS[:attempt]):.0f} seconds and {attempt + 1} tries: {_said(error)} "
+            "Check the network, then go on from the checkpoint."
         ) from error
     logger.warning("%s: %s Again in %g s.", what, _said(error), WAITS[attempt])
     time.sleep(WAITS[attempt])

@@ -248,10 +248,13 @@ def _hub(spec: str, split: str, streaming: bool) -> tuple[Any, str, list[str]]:
 
     repo, _, config = spec.partition(":")
     try:
-        known = remote.steadily(lambda: datasets.get_dataset_split_names(repo, config or None), spec)
+        known = remote.steadily(lambda: datasets.get_dataset_split_names(repo, config or None), spec, remote.AT_START)
         split = local.pick_split(spec, split, known)
         options: dict[str, Any] = {"split": split, "streaming": streaming}
-        return remote.steadily(lambda: datasets.load_dataset(repo, config or None, **options), spec), split, []
+        dataset = remote.steadily(
+            lambda: datasets.load_dataset(repo, config or None, **options), spec, remote.AT_START
+        )
+        return dataset, split, []
     except SourceError:
         raise
     except Exception as error:

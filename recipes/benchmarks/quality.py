@@ -13,8 +13,8 @@ feature that plain transformers gives, "mean" of the mean patch token, "2x2" of 
 the columns after them are of the feature in FEATURE. A method and seed of Fashion-MNIST take 15 minutes, both sides.
 
 Both sides were tuned on held-out training images, ours in 115 runs, lightly's in 131, by a stand-in program on a GPU
-at the number of images that each was thought to see in 400 seconds; what was best for ours is used for both, so LIGHTLY
-is empty. lightly's transforms have no erasing, and its MAE's always mirrors.
+at the number of images that each was thought to see in 400 seconds; what was best for ours is used for both, so
+LIGHTLY is empty. lightly's transforms have no erasing, and its MAE's always mirrors.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 command   python recipes/finetune/segmentation.py USER/REPO
 machine   2 x86 cores, no GPU
-time      TIME
-expected  EXPECTED
+time      32 seconds of CPU time for 300 steps
+expected  IoU 0.732 from a SimCLR demo run (0.345 if every pixel is called drawing)
 """
 
 import argparse

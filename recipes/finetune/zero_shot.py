@@ -2,8 +2,8 @@
 
 command   python recipes/finetune/zero_shot.py USER/REPO
 machine   2 x86 cores, no GPU
-time      TIME
-expected  EXPECTED
+time      2 seconds of CPU time for 756 drawings
+expected  accuracy .360 over 9 groups from 600 steps of CLIP on emoji (commonest group .204)
 """
 
 import argparse
@@ -22,7 +22,7 @@ PROMPTS = {  # in the words of the emoji's own names and keywords
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", help="Hub id or folder of a published image-text model")
-    parser.add_argument("--max_test", type=int, default=300)
+    parser.add_argument("--max_test", type=int, default=756)
     args = parser.parse_args()
 
     test = emoji.load("test").shuffle(seed=0)

@@ -20,6 +20,7 @@ TRAIN = [
 
 def killed(folder: Path, hub: LoopbackHub) -> dict[str, Any]:
     """kill -9 while the second upload is under way; resumed to the end; then every commit is loaded."""
+    from hf_ssl.cli import main
     from tests.hub.scenarios import photos
 
     photos(folder / "photos")
@@ -46,11 +47,7 @@ def killed(folder: Path, hub: LoopbackHub) -> dict[str, Any]:
     found["in the end"], found["left in the end"] = titles(hub), len(list((folder / "run").glob(".publish-*")))
     found["steps"] = [steps(commit["id"]) for commit in hub.store.history("alice/run")[:-1]]
     found["again"] = resume_from_hub(folder)
-    found["published"] = subprocess.run(
-        [sys.executable, "-m", "hf_ssl.cli", "publish", "run/checkpoint-6", "alice/run"],
-        capture_output=True,
-        text=True,
-    ).returncode
+    found["published"] = main(["publish", "run/checkpoint-6", "alice/run"])
     found["step published"] = steps("main")
     found["files"] = sorted(hub.store.files("alice/run"))
     return found
