@@ -5,7 +5,7 @@
 FixMatch starts from a SimCLR of the same images, whose time counts; ``--scratch`` leaves that out. Both chains of a
 seed stand side by side, one core each, with the same network, weak views, labels, optimiser and EMA; the supervised
 one is given as many steps as fill the time. Test images are looked at once, after the last step.
-Time: 13 minutes a seed on 2 x86 cores. Seen: recipes/fixmatch_fashion-mnist.yaml.
+Time: 13 minutes a seed on 2 x86 cores. Seen (EMA weights): FixMatch .724, .758, .752, labels alone .620, .692, .638.
 """
 
 import argparse
