@@ -33,7 +33,7 @@ def draw_pictures(path: str | Path, dataset: str | None = None, max_images: int 
         written.append(folder / "filled_in.png")
         _sheet(rows).save(written[-1])
     except Missing as reason:
-        logger.info("%s", reason)
+        logger.debug("%s", reason)
     except Exception as error:  # a card without a picture is better than no card
         logger.warning("The card has no further pictures: %s", error)
     return [file for file in written if file.is_file()]
