@@ -36,6 +36,7 @@ class _Wording:
     reading: str
     baselines: str
     limits: str
+    without_pipeline: str = ""  # the snippet for pictures that are not RGB: pipelines make every picture RGB
 
 
 _PIPELINE = """from PIL import Image
@@ -44,6 +45,15 @@ from transformers import pipeline
 image = <picture>
 classify = pipeline("<task>", model="<repo>")
 print(classify(image<arguments>))"""
+_LOADED = """import torch
+from PIL import Image
+from transformers import <processor>, <model>
+
+image = <picture>
+processor = <processor>.from_pretrained("<repo>")
+model = <model>.from_pretrained("<repo>")
+with torch.no_grad():
+    <answer>"""
 _BACKBONE = _Wording(
     "image-feature-extraction",
     "self-supervised",
@@ -72,6 +82,10 @@ _FAMILIES = {
         "The root holds the moving average (EMA) of the weights, which is what was evaluated.",
         "The commonest class, and the last weights without the average, are measured the same way.",
         "It knows the classes it was trained on and answers with one of them to any picture.",
+        _LOADED.replace("<processor>", "AutoImageProcessor")
+        .replace("<model>", "AutoModelForImageClassification")
+        .replace("<answer>", 'logits = model(**processor(image, return_tensors="pt")).logits')
+        + "\nprint(model.config.id2label[logits.argmax(-1).item()])",
     ),
     "image_text": _Wording(
         "zero-shot-image-classification",
@@ -81,6 +95,11 @@ _FAMILIES = {
         "`AutoModel` and `AutoProcessor` load the two towers and their processor.",
         "Chance, or the commonest class, is measured the same way.",
         "It answers best to texts like those it was trained on; others it may not know at all.",
+        _LOADED.replace("<processor>", "AutoProcessor")
+        .replace("<model>", "AutoModel")
+        .replace("<answer>", "outputs = model(**processor(<both>))")
+        .replace("<both>", 'text=["a cat", "a dog"], images=image, padding=True, return_tensors="pt"')
+        + "\nprint(outputs.logits_per_image.softmax(-1))",
     ),
 }
 
@@ -158,7 +177,7 @@ def _snippet(words: _Wording, native: PreTrainedModel, repo: str, side: tuple[in
     filled = {"<repo>": repo, "<picture>": picture, "<task>": words.task}
     if words is _BACKBONE:
         filled["<feature>"] = _feature(native, channels, side)
-    snippet = words.snippet
+    snippet = words.snippet if channels == 3 else words.without_pipeline or words.snippet
     for name, text in filled.items():
         snippet = snippet.replace(name, text)
     return snippet if "Image." in snippet else snippet.replace("from PIL import Image\n", "")

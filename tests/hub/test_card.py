@@ -9,7 +9,7 @@ from hf_ssl.hub.card import citation, merged, model_card
 from hf_ssl.hub.folder import ParityError, check_parity, files
 from hf_ssl.hub.results import eval_results
 from hf_ssl.methods import METHODS, load
-from tests.contract.tiny import build, processor
+from tests.contract.tiny import VIT, build, processor
 
 ROWS = [
     {"protocol": "placed", "model": "raw pixels", "knn20_group": 0.3, "r1": 0.1},
@@ -31,6 +31,16 @@ def test_figures_carry_dataset_split_and_baselines() -> None:
     assert knn.dataset_split == "test" and knn.metric_args == {"baselines": {"raw pixels": 0.3, "untrained": 0.2}}
     assert found["emoji:placed (placed)", "R@1"].metric_type == "recall"
     assert {name for _, name in found} == {"kNN-20 group", "R@1", "accuracy", "macro F1"}  # health is no score
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_classifiers_snippet_runs_on_its_own_channels(channels: int, tmp_path, capsys) -> None:
+    """Pipelines make every picture RGB, which a model of grey pictures refuses."""
+    model = build("fixmatch", {**VIT, "num_channels": channels})
+    export(model, processor("fixmatch", num_channels=channels), tmp_path)
+    text = str(model_card(model, RUN, str(tmp_path)))
+    exec(text.split("```python\n")[1].split("```")[0], {})
+    assert any(name in capsys.readouterr().out for name in model.export_backbone.config.id2label.values())
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
