@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import torch.nn.functional as F
+from bars import draw
 
 from hf_ssl.evaluation import knn_accuracy, nearest
 
@@ -153,28 +154,16 @@ def main() -> None:
             print(f"  {row['path']:22s} {row['seconds']:7.2f} s   {row['times as fast']:5.2f} x   "
                   f"({row['low']:.2f}-{row['high']:.2f}){same}")  # fmt: skip
         if options.picture:
-            draw(rows, options.picture)
+            timed = [row for row in rows if "seconds" in row]
+            draw(
+                timed,
+                "seconds",
+                [f"{row['times as fast']:.2f} x" for row in timed],
+                "CPU seconds, one run (shorter is better)",
+                options.picture,
+            )
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-def draw(rows: list[dict], file: Path) -> None:
-    """Bars of CPU seconds, the range as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = [row for row in rows if "seconds" in row][::-1]
-    seconds = [row["seconds"] for row in rows]
-    figure, axes = plt.subplots(figsize=(7, 0.45 * len(rows) + 1), layout="constrained")
-    ends = [[row["seconds"] - row["low"] for row in rows], [row["high"] - row["seconds"] for row in rows]]
-    colours = ["#c2410c" if row["path"].startswith("hf_ssl") else "#94a3b8" for row in rows]
-    bars = axes.barh([row["path"] for row in rows], seconds, xerr=ends, color=colours, ecolor="#475569")
-    axes.bar_label(bars, [f"{row['times as fast']:.2f} x" for row in rows], padding=6)
-    axes.set_xlabel("CPU seconds, one run (shorter is better)")
-    axes.margins(x=0.15)
-    figure.savefig(file, dpi=130)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
+from bars import draw
 
 from hf_ssl.data import load_source
 from hf_ssl.data.stream import RowStream
@@ -164,26 +165,14 @@ def main() -> None:
         if options.json:
             options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         if options.picture:
-            draw(rows, options.picture)
-
-
-def draw(rows: list[dict], file: Path) -> None:
-    """Bars of CPU milliseconds per row, the range as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = [row for row in rows if "cpu ms" in row][::-1]
-    cost = [row["cpu ms"] for row in rows]
-    figure, axes = plt.subplots(figsize=(7, 0.45 * len(rows) + 1), layout="constrained")
-    ends = [[row["cpu ms"] - row["low"] for row in rows], [row["high"] - row["cpu ms"] for row in rows]]
-    colours = ["#c2410c" if row["path"].startswith("hf_ssl") else "#94a3b8" for row in rows]
-    bars = axes.barh([row["path"] for row in rows], cost, xerr=ends, color=colours, ecolor="#475569")
-    axes.bar_label(bars, [f"{value:.3f}" for value in cost], padding=6)
-    axes.set_xlabel("CPU milliseconds per undecoded row (shorter is better)")
-    axes.margins(x=0.15)
-    figure.savefig(file, dpi=130)
+            timed = [row for row in rows if "cpu ms" in row]
+            draw(
+                timed,
+                "cpu ms",
+                [f"{row['cpu ms']:.3f}" for row in timed],
+                "CPU milliseconds per undecoded row (shorter is better)",
+                options.picture,
+            )
 
 
 if __name__ == "__main__":

@@ -12,18 +12,13 @@ from safetensors.torch import load_file, save_file
 from hf_ssl.hub import export, load_method
 from hf_ssl.methods import METHODS
 from tests.contract.tiny import TINY, adamw, batch, build, pictures, processor, train_step
+from tests.without_hf_ssl import BLOCKED
 
 # Runs with hf_ssl out of reach: loads every export four ways and writes the features down.
-_PLAIN = """
-import sys
+_PLAIN = (
+    BLOCKED
+    + """
 from pathlib import Path
-
-class Raise:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_ssl":
-            raise ImportError("this machine has no hf_ssl")
-
-sys.meta_path.insert(0, Raise())
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -55,6 +50,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     }, folder / "plain.safetensors")
 assert not any(name.split(".")[0] == "hf_ssl" for name in sys.modules)
 """
+)
 _IMAGES = [name for name in sorted(METHODS) if TINY[name].native is dict]  # image-text methods: see below
 _EXPORTS = {**{name: (name, {}) for name in _IMAGES}, "simclr-resnet": ("simclr", {"model_type": "resnet"})}
 
@@ -132,7 +128,8 @@ def test_the_root_is_native_and_the_better_half(exports: Path) -> None:
 # --- image and text -----------------------------------------------------------------------------------------------
 
 _PLAIN_PAIRS = (
-    _PLAIN.partition("import torch\n")[0]
+    BLOCKED
+    + "from pathlib import Path\n"
     + """
 import json
 from PIL import Image

@@ -16,18 +16,13 @@ from torch import Tensor
 from hf_ssl.cli import main
 from hf_ssl.hub import load_method
 from tests.golden.harness import Case, differences, discover
+from tests.without_hf_ssl import BLOCKED
 
 KINDS = {"dino/vit": "dino", "mae/model": "mae", "ijepa/model": "ijepa"}
-_PLAIN = """
-import sys
+_PLAIN = (
+    BLOCKED
+    + """
 from pathlib import Path
-
-class Raise:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_ssl":
-            raise ImportError("this machine has no hf_ssl")
-
-sys.meta_path.insert(0, Raise())
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
@@ -52,6 +47,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     save_file({"tokens": tokens.contiguous()}, folder / "plain.safetensors")
 assert not any(name.split(".")[0] == "hf_ssl" for name in sys.modules)
 """
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.hub_server import LoopbackHub
+from tests.without_hf_ssl import BLOCKED
 
 ROOT = Path(__file__).parents[2]
 REPO = "alice/tiny"
@@ -64,16 +65,9 @@ def pixels(processor: Any) -> Any:
 
 # --- publish and load elsewhere -------------------------------------------------------------------------------------
 
-PLAIN = """
-import sys
-
-class Raise:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_ssl":
-            raise ImportError("this machine has no hf_ssl")
-
-sys.meta_path.insert(0, Raise())
-import json, torch
+PLAIN = (
+    BLOCKED
+    + """import json, torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, pipeline
@@ -104,6 +98,7 @@ for repo, texts in json.loads(sys.argv[2]).items():
 assert not any(name.split(".")[0] == "hf_ssl" for name in sys.modules)
 json.dump(found, open(sys.argv[1] + "/plain.json", "w"))
 """
+)
 
 
 def publish(folder: Path, hub: LoopbackHub) -> dict[str, Any]:
@@ -231,7 +226,7 @@ def card(folder: Path, hub: LoopbackHub) -> dict[str, Any]:
     found["results"] = [{**vars(result)} for result in loaded.eval_results]
     found["data"] = loaded.to_dict()
     snippet = re.search(r"```python\n(.*?)```", found["card"], re.S)[1]
-    found["snippet"] = run_plain(_BLOCKED + snippet, folder, hub)
+    found["snippet"] = run_plain(BLOCKED + snippet, folder, hub)
     log = log.getvalue().replace(str(folder / "photos"), "")  # what the user typed may be said back to them
     found["log"], found["leaks"] = log[-2000:], leaks(hub, folder, log, *checkpoint_texts(folder / "run"))
     return found
@@ -249,9 +244,6 @@ def photos(folder: Path) -> None:
             for i in range(count):
                 noise = np.clip(rng.integers(-40, 40, (20, 20, 3)) + colour, 0, 255).astype(np.uint8)
                 Image.fromarray(noise).save(folder / split / name / f"{i}.png")
-
-
-_BLOCKED = PLAIN.partition("import json")[0]
 
 
 def checkpoint_texts(run: Path) -> list[str]:

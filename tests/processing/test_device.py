@@ -2,10 +2,8 @@
 
 import io
 import itertools
-from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -27,12 +25,6 @@ EVERYTHING = dict(
     hflip=0.5, rotation=10, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, jitter_p=0.8, grayscale_p=0.2,
     blur_p=0.5, blur_kernel=0.1, solarize_p=0.3, erase_p=0.3, cutout=0.3, randaugment=1,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def photo() -> np.ndarray:
-    path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    return np.ascontiguousarray(np.asarray(Image.open(path).convert("RGB"))[40:460, 20:500])
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,9 @@
 """Every pixel operation against torchvision v2 in float, with the same factors in the same order."""
 
-from pathlib import Path
-
 import cv2
-import matplotlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -15,12 +11,6 @@ from hf_ssl.processing import ops
 from hf_ssl.processing.views import Draw, ViewGroup, draw_view, render_view
 
 FILL = np.array([124, 116, 104], np.uint8)
-
-
-@pytest.fixture(scope="module")
-def photo() -> np.ndarray:
-    path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    return np.ascontiguousarray(np.asarray(Image.open(path).convert("RGB"))[40:460, 20:500])
 
 
 @pytest.fixture(scope="module")
