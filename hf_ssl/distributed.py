@@ -59,6 +59,55 @@ def gather_with_grad(x: Tensor) -> Tensor:
     return _AllGather.apply(x).flatten(0, 1)
 
 
+class _AllSum(torch.autograd.Function):
+    """Sum over ranks; backward sums what every rank wants of it, as ``_AllGather`` does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad
+
+
+def sum_with_grad(x: Tensor) -> Tensor:
+    """Sum of ``x`` over ranks. The backward pass sums over ranks too: a loss of the sum that every rank computes alike
+    then has, averaged by DDP, the single-process gradient."""
+    return x if world_size() == 1 else _AllSum.apply(x)
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Sinkhorn–Knopp: (B, K) scores of the local rows -> (B, K) assignments, over the rows of all ranks together.
+
+    exp(scores / epsilon) is scaled, ``iterations`` times, to equal sums over the K columns, then to rows of sum 1
+    (SwAV, section 3.1). The largest score is taken out first: nothing overflows. Ranks may hold unequally many rows.
+    """
+    scores = scores.float() / epsilon
+    largest = scores.max() if scores.numel() else scores.new_full((), float("-inf"))
+    if world_size() > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    assignment = (scores - largest).exp()
+    if iterations:  # its total, with no scaling at all
+        for _ in range(iterations):
+            columns = assignment.sum(0)
+            if world_size() > 1:
+                dist.all_reduce(columns)
+            assignment = assignment / columns.clamp(min=1e-30)
+            assignment = assignment / assignment.sum(1, keepdim=True).clamp(min=1e-30)
+    else:
+        total = torch.stack([assignment.sum(), assignment.new_tensor(float(len(assignment)))])
+        if world_size() > 1:
+            dist.all_reduce(total)
+        assignment = assignment * (total[1] / total[0])
+    return assignment
+
+
 @torch.no_grad()
 def all_mean(x: Tensor, count: Tensor | float = 1.0) -> Tensor:
     """Mean over ranks of ``x``, each rank weighted by ``count``. No gradient flows: for statistics, not for losses."""

@@ -18,6 +18,7 @@ class MLPHead(nn.Sequential):
 
     hidden_bias / last_bias: whether the linears carry a bias (a following BatchNorm's shift serves as well).
     last_norm: None, "affine", "scale" (no shift: SimCLR) or "plain" (neither: SimSiam, MoCo v3).
+    activation: after each hidden layer.
     """
 
     def __init__(
@@ -27,12 +28,13 @@ class MLPHead(nn.Sequential):
         hidden_bias: bool = False,
         last_norm: str | None = None,
         last_bias: bool = True,
+        activation: type[nn.Module] = nn.ReLU,
     ):
         layers: list[nn.Module] = []
         for inner, outer in pairwise(dims[:-1]):
             layers.append(nn.Linear(inner, outer, bias=hidden_bias))
             layers += [nn.BatchNorm1d(outer)] if hidden_norm else []
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(activation())
         layers.append(nn.Linear(dims[-2], dims[-1], bias=last_bias))
         if last_norm is not None:
             norm = nn.BatchNorm1d(dims[-1], affine=last_norm != "plain")
@@ -69,6 +71,17 @@ class WeightNormLinear(nn.Module):
         """(B, D) -> (B, K). Scales the products, not the weights: K·D numbers are read once and none are written."""
         gain = self.weight_g / _RowNorms.apply(self.weight_v)
         return F.linear(x, self.weight_v) * gain.T
+
+
+class Prototypes(nn.Linear):
+    """K unit vectors, (B, D) -> (B, K) products; ``normalise``, after an optimiser step, makes them unit again."""
+
+    def __init__(self, dim: int, prototypes: int):
+        super().__init__(dim, prototypes, bias=False)
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        self.weight.copy_(F.normalize(self.weight, dim=1))
 
 
 class DINOHead(nn.Module):

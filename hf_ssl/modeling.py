@@ -17,7 +17,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from . import backbones, heads, momentum
+from . import backbones, heads, memory, momentum
 from .processing import SSLImageProcessor
 from .processing.published import method_folder
 
@@ -93,6 +93,7 @@ class SSLModel(PreTrainedModel):
     default_arguments: ClassVar[dict[str, Any]] = {}
     default_backbone: ClassVar[str] = "resnet-50"  # a preset of ``backbones.PRESETS``
     can_collapse: ClassVar[bool] = True  # whether one answer for all images could satisfy the loss
+    needs_index: ClassVar[bool] = False  # True: ``forward`` takes ``index`` (B,), the images' row numbers
     teacher_buffers: ClassVar[bool] = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
     attention_given: bool = False  # whether somebody chose the attention implementation
     processor: SSLImageProcessor | None = None  # the one it is trained with, where known; ``push_to_hub`` uses it
@@ -226,6 +227,8 @@ class SSLModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Heads, then (``module is self`` comes last) counters and teacher := student; loaded values stay."""
         heads.init_head(module)
+        if isinstance(module, (memory.FeatureQueue, memory.ExampleBank)):
+            module.reset()
         if module is self:
             init.zeros_(self.step)
             init.ones_(self.total_steps)

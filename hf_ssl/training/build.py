@@ -62,13 +62,25 @@ def build_method(
         backbone.id2label = dict(enumerate(class_names))
         backbone.label2id = {label: i for i, label in enumerate(class_names)}
     config_class: Any = model_class.config_class
-    config = config_class(backbone_config=backbone, **(config_fields or {}))
+    fields = dict(config_fields or {})
+    if model_class.needs_index and fields.get("num_examples") is None:
+        fields["num_examples"] = _count_rows(name, source)
+    config = config_class(backbone_config=backbone, **fields)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class.from_pretrained(chosen, config=config) if warm_start else model_class(config)
     processor = _build_processor(model_class, size, channels, backbone, view_fields or {})
     model.processor = processor
     return _with_attention(model, model_args), processor
+
+
+def _count_rows(name: str, source: ImageSource) -> int:
+    if source.num_rows is None:
+        raise ValueError(
+            f"{name} remembers something of every training image, and {source.name} does not say how many there are: "
+            "give --num_examples, or read the source without --streaming"
+        )
+    return source.num_rows
 
 
 def _with_attention(model: SSLModel, model_args: ModelArguments) -> SSLModel:

@@ -131,6 +131,7 @@ class SSLTrainer(PublishingTrainer):
             labeled=self.labeled_source,
             ratio=self.unlabeled_ratio,
             encode_text=getattr(self.processing_class, "encode_text", None),
+            keep_columns=("_index",) if self.method.needs_index else (),
             **options,
         )
 
@@ -198,8 +199,9 @@ class SSLTrainer(PublishingTrainer):
         return super()._prepare_input(data)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The batch on the device, its uint8 views normalised there."""
-        return self.views.prepare(super()._prepare_inputs(inputs))
+        """The batch on the device, its uint8 views normalised there; `_index` goes to the model as ``index``."""
+        prepared = self.views.prepare(super()._prepare_inputs(inputs))
+        return {key.removeprefix("_"): value for key, value in prepared.items()}
 
     def compute_loss(
         self,

@@ -110,6 +110,8 @@ def batch(name: str, count: int = 4, seed: int = 0, **fields: Any) -> dict[str, 
     if TINY[name].fixed_noise:
         patches = (made.size["height"] // VIT["patch_size"]) * (made.size["width"] // VIT["patch_size"])
         views["noise"] = torch.rand(count, patches, generator=torch.Generator().manual_seed(seed))
+    if load(name).needs_index:
+        views["index"] = torch.arange(count)
     if isinstance(made, ImageTextProcessor):
         rows = np.random.default_rng(seed).permutation(len(CAPTIONS))[:count]
         views |= made.encode_text([CAPTIONS[row] for row in rows])

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_ssl.methods.joint_embedding.simclr import SimCLRConfig, contrastive_logits, nt_xent
+from hf_ssl.losses import contrastive_logits, nt_xent
+from hf_ssl.methods.joint_embedding.simclr import SimCLRConfig
 from tests.contract.tiny import RESNET, VIT, batch, build
 
 

@@ -7,15 +7,14 @@ DINO compares distributions over prototypes under a centred teacher.
 
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ... import distributed
-from ...backbones import feature_dim, over_views
+from ...backbones import feature_dim
 from ...heads import MLPHead
-from ...modeling import MultiViewConfig, Paper, SSLModel, SSLOutput
+from ...joint_embedding import JointEmbeddingModel
+from ...losses import nt_xent
+from ...modeling import MultiViewConfig, Paper
 from ...processing import SSLImageProcessor
 
 
@@ -49,7 +48,7 @@ class SimCLRImageProcessor(SSLImageProcessor):
     ]  # fmt: skip
 
 
-class SimCLRForPreTraining(SSLModel):
+class SimCLRForPreTraining(JointEmbeddingModel):
     """Backbone → projector (hidden BatchNorm, last BatchNorm without shift) → NT-Xent over the global batch."""
 
     config: SimCLRConfig
@@ -77,48 +76,7 @@ class SimCLRForPreTraining(SSLModel):
         self.projector = MLPHead(widths, last_norm="scale", last_bias=False)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor) -> SSLOutput:
-        """pixel_values: (B, 2, C, H, W) to train, (B, C, H, W) to embed."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
-        if pixel_values.shape[1] != 2:
-            raise ValueError(f"SimCLR compares exactly 2 views per image, got {pixel_values.shape[1]}")
-        joint = self.config.joint_batchnorm
-        embeddings = over_views(self.features, pixel_values, joint)  # (2·B, D), view-major
-        views = embeddings.chunk(2)
-        first, second = self.projector(embeddings).chunk(2) if joint else (self.projector(view) for view in views)
+    def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        first, second = self.project(self.projector, embeddings, len(pixel_values)).chunk(2)
         loss, accuracy = nt_xent(first, second, self.config.temperature)
-        return SSLOutput(loss, embeddings, {"contrastive_accuracy": accuracy})
-
-
-def nt_xent(first: Tensor, second: Tensor, temperature: float, normalise: bool = True) -> tuple[Tensor, Tensor]:
-    """NT-Xent (eq. 1) of the local anchors against the global batch.
-
-    first, second: (B, D) projections of the two views, normalised here unless told not to. Returns the mean over the
-    2·B local anchors (the official code returns the sum of the two per-view means: twice this value) and the share of
-    anchors whose positive ranks first. The gather carries gradients: the mean over ranks is the single-process loss.
-    """
-    logits, positive = contrastive_logits(first, second, temperature, normalise)
-    accuracy = (logits.detach().argmax(1) == positive).float().mean()
-    return F.cross_entropy(logits, positive), accuracy
-
-
-def contrastive_logits(
-    first: Tensor, second: Tensor, temperature: float, normalise: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Similarities / τ of the 2·B local anchors to the 2·W·B global keys, an anchor to itself at −∞: (2·B, 2·W·B).
-
-    Rows and columns are view-major; also returns the column of each anchor's positive, (2·B,).
-    """
-    if len(first) * distributed.world_size() < 2:
-        raise ValueError("NT-Xent has no negatives in a global batch of one image")
-    anchors = torch.stack([first.float(), second.float()])  # (2, B, D)
-    anchors = F.normalize(anchors, dim=-1) if normalise else anchors
-    batch = anchors.shape[1]
-    keys = torch.cat([distributed.gather_with_grad(view) for view in anchors])  # (2·W·B, D)
-    with torch.autocast(first.device.type, enabled=False):  # similarities / τ need float32
-        logits = anchors.flatten(0, 1) @ keys.T / temperature
-    rows = torch.arange(batch, device=logits.device) + distributed.rank() * batch
-    total = batch * distributed.world_size()
-    itself, positive = torch.cat([rows, rows + total]), torch.cat([rows + total, rows])
-    return logits.scatter(1, itself[:, None], float("-inf")), positive
+        return loss, {"contrastive_accuracy": accuracy}

@@ -1,6 +1,6 @@
 from torch import Tensor
 
-from hf_ssl.methods.joint_embedding.simclr import contrastive_logits, nt_xent
+from hf_ssl.losses import contrastive_logits, nt_xent
 from tests.golden.harness import Case, gradients, runner
 
 
