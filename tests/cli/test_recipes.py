@@ -7,6 +7,7 @@ import pytest
 from hf_ssl.cli.console import UsageError
 from hf_ssl.cli.plan import plan_training
 from hf_ssl.cli.recipes import default_recipe
+from hf_ssl.methods import METHODS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -19,7 +20,8 @@ def recipe(tmp_path: Path, text: str) -> str:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*_*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid_and_found(path):
-    method, _, dataset = path.stem.partition("_")
+    method = max((name for name in METHODS if path.stem.startswith(f"{name}_")), key=len)
+    dataset = path.stem.removeprefix(f"{method}_")
     plan = plan_training([method, "--dataset", dataset])
     assert plan.recipe == path and "default" in plan.recipe_note
     assert "dataset" not in plan.group("data") or plan.group("data")["dataset"] == dataset
