@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps
@@ -25,6 +26,7 @@ from hf_ssl.data import remote
 MAX_PIXELS = 178_956_970  # Pillow's own error limit; checked from the header, before anything is decoded
 _ORIENTATION = 0x0112  # EXIF tag
 _JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 # Pillow warns from half that limit on; here the limit is enforced, so in a training log the warning is only noise.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -68,6 +70,8 @@ def decode_image(
             return _from_pil(value, channels, keep_alpha, where)
         if plain and not keep_alpha and (jpeg := open_jpeg(value, channels, where)) is not None:
             return jpeg.decode()[0]
+        if not keep_alpha and isinstance(value, bytes) and (pixels := _decode_png(value, channels)) is not None:
+            return pixels
         return _from_file(value, channels, keep_alpha, where)
     except (BadImageError, remote.RemoteError):
         raise
@@ -139,6 +143,29 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
             return None
         at += length
     return None
+
+
+def _decode_png(data: bytes, channels: int) -> np.ndarray | None:
+    """A plain PNG in half of Pillow's time: 8 bits, grey or RGB, not interlaced, nothing that changes how it is seen.
+
+    None for any other file and for what OpenCV refuses: Pillow decides then, and says what is wrong with it.
+    """
+    if data[:8] != _PNG or len(data) < 33 or data[24] != 8 or data[25] not in (0, 2) or data[26:29] != b"\0\0\0":
+        return None
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    if channels not in (1, 3) or (data[25] == 2 and channels == 1) or width * height > MAX_PIXELS:
+        return None
+    at = 33
+    while data[at + 4 : at + 8] != b"IEND":
+        if data[at + 4 : at + 8] in (b"tRNS", b"eXIf", b""):  # transparent, turned, or cut off
+            return None
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        return None
+    if pixels.ndim == 3:
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if channels == 3 else pixels[:, :, None]
 
 
 def _is_upright(data: bytes) -> bool:

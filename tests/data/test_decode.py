@@ -1,5 +1,6 @@
 """Every kind of image file comes out with the pixel values it was made of, and every broken one with a clear error."""
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -309,3 +310,41 @@ def test_what_pillow_puts_up_with_is_decoded():
     odd = data[: data.rindex(b"\xff\xd9")] + b"\x00\x00\x00" + data[-2:]
     assert at < len(odd) and open_jpeg(odd) is not None
     np.testing.assert_array_equal(decode_image(odd), np.asarray(Image.open(io.BytesIO(odd))))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_has_pillows_pixels_the_short_way_broken_or_not(mode, channels):
+    """400 damaged files: whatever Pillow refuses is refused, and what both read is the same to the last bit."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 64, (9, 7, 3), dtype=np.uint8)).convert(mode)
+    data = encode(picture, "PNG")
+    wanted = np.asarray(picture.convert("RGB" if channels == 3 else "L")).reshape(9, 7, channels)
+    assert np.array_equal(decode_image(data, channels), wanted)
+    for trial in range(400):
+        damaged = bytearray(data)
+        if trial % 2:
+            damaged[rng.integers(len(data))] = rng.integers(256)
+        else:
+            del damaged[rng.integers(len(data)) :]
+        outcomes = []
+        for value in (bytes(damaged), io.BytesIO(bytes(damaged))):  # Pillow alone opens the second
+            try:
+                with Image.open(value) if isinstance(value, io.BytesIO) else contextlib.nullcontext(value) as image:
+                    outcomes.append(decode_image(image, channels).tobytes())
+            except (BadImageError, OSError, SyntaxError):
+                outcomes.append(b"refused")
+        assert outcomes[0] == outcomes[1], trial
+
+
+def test_png_that_needs_more_is_left_to_pillow(monkeypatch):
+    """Turned by EXIF, transparent, a palette, 16 bits, interlaced: none is decoded the short way."""
+    monkeypatch.setattr("cv2.imdecode", None)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture = Image.new("RGB", (4, 2), (9, 8, 7))
+    assert decode_image(encode(picture, "PNG", exif=turned)).shape == (4, 2, 3)
+    assert decode_image(encode(picture, "PNG", transparency=(9, 8, 7))).min() == 255
+    for mode in ("P", "RGBA", "I;16", "1", "LA"):
+        assert decode_image(encode(Image.new(mode, (4, 2)), "PNG")).shape == (2, 4, 3)
+    assert decode_image(encode(picture, "PNG"), channels=1).shape == (2, 4, 1)

@@ -1,0 +1,211 @@
+"""Every joint-embedding method in the same CPU time on the same backbone: emoji and Fashion-MNIST.
+
+    python recipes/benchmarks/leaderboard.py --jobs 2 --json board.jsonl --picture board.png     # goes on where it was
+    python recipes/benchmarks/leaderboard.py --methods byol simclr --datasets emoji --budget 60
+
+Each method trains by its own recipe (recipes/<method>_emoji.yaml) through the code of ``hf-ssl train``: its heads,
+views, optimiser and batch. The backbone is one for all convolutional rows and one for all ViT rows (methods that need
+patch tokens); on Fashion-MNIST the pictures' size, statistics and backbone change and colour is left alone, nothing
+else. The budget is CPU time of one thread, first batch to last step, views included; schedules follow the share of it
+that is spent. No labels are trained on. Then the exported model, on test images: kNN-20 and linear probe (group of an
+emoji, class of a garment), R@1 (Google's drawing finds Twitter's of the same emoji). Seed 0 for all, seeds 1 and 2 for
+the --best five. With the default budget of 120 s about 2.5 minutes a row and core, 2.5 hours on two cores.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from equal_cpu import Budget, set_up
+
+from hf_ssl.evaluation import evaluate_backbone, format_table
+from hf_ssl.methods import METHODS
+
+RECIPES = Path(__file__).parents[1]
+FAMILY = [name for name, (module, _) in METHODS.items() if ".joint_embedding." in module]
+LABEL = {"emoji": "group", "fashion-mnist": "label"}
+GREY = {  # what changes on Fashion-MNIST: upright grey pictures of 28 pixels
+    "image_size": 28, "image_mean": [0.286], "image_std": [0.353], "hflip": 0.0, "rotation": 0, "brightness": 0.6,
+    "contrast": 0.8, "saturation": 0.0, "hue": 0.0, "grayscale_p": 0.0, "solarize_p": 0.0, "blur_p": 0.0,
+}  # fmt: skip
+EMOJI_SIDE, GREY_SIDE, GREY_PATCH = 40, 28, 7
+
+
+def flags_of(method: str, dataset: str) -> list[str]:
+    """Flags beside the recipe's own."""
+    if dataset == "emoji":
+        return []
+    recipe = set_up(method, "emoji", 0, RECIPES / f"{method}_emoji.yaml")[1]
+    config = recipe.method.backbone.config
+    values: dict[str, Any] = dict(GREY)
+    if config.model_type == "resnet":
+        values["backbone"], unit = "resnet-pico", 8
+    else:
+        values["patch_size"] = unit = GREY_PATCH
+    side = recipe.processing_class.size["height"]
+    for group in recipe.processing_class.views:  # smaller crops keep their share of the picture
+        if isinstance(size := group.get("size"), int) and size != side:
+            values[group["key"]] = {"size": max(unit, round(size * GREY_SIDE / side / unit) * unit)}
+    return [word for name, value in values.items() for word in (f"--{name}", _word(value))]
+
+
+def _word(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (list, dict)) else str(value)
+
+
+def measure(dataset: str, method: str, seed: int, budget: float) -> dict[str, Any]:
+    """Train, then one row of figures in per cent."""
+    torch.set_num_threads(1)
+    recipe, flags = RECIPES / f"{method}_emoji.yaml", flags_of(method, dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        data, trainer = set_up(method, dataset, seed, recipe, folder, flags)
+        clock = Budget(trainer, budget)
+        started = time.time()
+        if budget:
+            trainer.add_callback(clock)
+            trainer.train()
+    backbone = trainer.method.export_backbone.eval()
+    row = evaluate_backbone(
+        backbone, trainer.processing_class.eval_processor(), data.train, data.queries, (LABEL[dataset],),
+        ("knn", "linear", "retrieval", "health"), baselines=False, k=(20,), progress=False,
+    )[0]  # fmt: skip
+    label = LABEL[dataset]
+    found = {"knn20": row[f"knn20_{label}"], "linear": row[f"linear_{label}"], "r1": row.get("r1")}
+    return {
+        "dataset": dataset, "method": method if budget else "untrained", "seed": seed, "budget": budget,
+        "backbone": trainer.method.backbone.config.model_type,
+        **{name: round(100 * value, 2) for name, value in found.items() if value is not None},
+        "std": round(row["std"], 4), "rankme": round(row["rankme"], 1),
+        "images": trainer.state.global_step * trainer.args.per_device_train_batch_size,
+        "loss": next((line["loss"] for line in reversed(trainer.state.log_history) if "loss" in line), None),
+        "cpu_seconds": round(clock.spent, 1), "wall_seconds": round(time.time() - started, 1),
+    }  # fmt: skip
+
+
+class Board:
+    """Rows in a file of JSON lines, each made by a process of its own."""
+
+    def __init__(self, path: Path | None, jobs: int):
+        self.path, self.jobs = path, jobs
+        self.rows: list[dict[str, Any]] = []
+        if path and path.exists():
+            self.rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def run(self, wanted: list[tuple[str, str, int, float]]) -> None:
+        known = {(row["dataset"], row["asked"], row["seed"], row["budget"]) for row in self.rows}
+        missing = [one for one in wanted if one not in known]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for (dataset, method, seed, _), done in zip(missing, pool.map(self._row, missing), strict=True):
+                if done.returncode:
+                    print(f"{method} on {dataset}, seed {seed} FAILED: {done.stderr.strip()[-600:]}", flush=True)
+                    continue
+                row = json.loads(done.stdout.splitlines()[-1]) | {"asked": method}
+                self.rows.append(row)
+                print(json.dumps(row), flush=True)
+                if self.path:
+                    with self.path.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+
+    @staticmethod
+    def _row(wanted: tuple[str, str, int, float]) -> subprocess.CompletedProcess:
+        command = [sys.executable, __file__, "--row", *(str(word) for word in wanted)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    def best(self, count: int, budget: float) -> list[str]:
+        """The methods of the highest kNN-20, mean over the datasets, with seed 0."""
+        scores: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row["budget"] == budget and row["seed"] == 0:
+                scores.setdefault(row["method"], []).append(row["knn20"])
+        return sorted(scores, key=lambda name: -statistics.mean(scores[name]))[:count]
+
+    def table(self, budget: float) -> list[dict[str, Any]]:
+        """Per method: mean over the seeds, ± half the range; the best kNN-20 first."""
+        lines = []
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in self.rows:
+            if row["budget"] in (budget, 0.0):
+                groups.setdefault((row["method"], row["backbone"]), []).append(row)
+        for (method, backbone), rows in groups.items():
+            line: dict[str, Any] = {"method": method, "backbone": backbone}
+            for dataset in LABEL:
+                mine = [row for row in rows if row["dataset"] == dataset]
+                for name in ("knn20", "linear", "r1"):
+                    if values := [row[name] for row in mine if name in row]:
+                        spread = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
+                        line[f"{dataset} {name}"] = f"{statistics.mean(values):.1f}{spread}"
+            lines.append((statistics.mean(row["knn20"] for row in rows), line))
+        return [line for _, line in sorted(lines, key=lambda pair: -pair[0])]
+
+
+def draw(table: list[dict[str, Any]], budget: float, path: Path) -> None:
+    """kNN-20 per method and dataset; the untrained backbones as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(LABEL), figsize=(5.2 * len(LABEL), 0.24 * len(table) + 1.2), squeeze=False)
+    for axis, dataset in zip(axes[0], LABEL, strict=True):
+        column = f"{dataset} knn20"
+        rows = sorted((line for line in table if column in line), key=lambda line: float(line[column].split()[0]))
+        trained = [line for line in rows if line["method"] != "untrained"]
+        cells = [f"{line[column]} ± 0".split(" ± ") for line in trained]
+        colours = ["#2a6f97" if line["backbone"] == "resnet" else "#c9a227" for line in trained]
+        values, spreads = ([float(cell[i]) for cell in cells] for i in (0, 1))
+        axis.barh([line["method"] for line in trained], values, xerr=spreads, color=colours, height=0.7)
+        for line in (line for line in rows if line["method"] == "untrained"):
+            colour = "#2a6f97" if line["backbone"] == "resnet" else "#c9a227"
+            axis.axvline(float(line[column].split()[0]), color=colour, linewidth=1, linestyle=":")
+        low = min([*values, *(float(line[column].split()[0]) for line in rows)])
+        axis.set_xlim(max(0.0, low - 5), max(values) + 2)
+        axis.set_title(f"{dataset}, kNN-20 %, {budget:g} CPU seconds", fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in ("#2a6f97", "#c9a227")]
+    axes[0][-1].legend(handles, ["ResNet (dotted: untrained)", "ViT"], fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=FAMILY, default=FAMILY)
+    parser.add_argument("--datasets", nargs="+", choices=list(LABEL), default=list(LABEL))
+    parser.add_argument("--budget", type=float, default=120.0, help="CPU seconds a run")
+    parser.add_argument("--best", type=int, default=5, help="how many get seeds 1 and 2 as well")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a core each")
+    parser.add_argument("--json", type=Path, help="rows are added as they come; what it holds is not run again")
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        dataset, method, seed, budget = args.row
+        print(json.dumps(measure(dataset, method, int(seed), float(budget))))
+        return
+    board = Board(args.json, args.jobs)
+    vit = next((name for name in ("msn", "dinov2") if name in args.methods), None)
+    untrained = [name for name in ("simclr", vit) if name]
+    board.run([(dataset, name, seed, 0.0) for dataset in args.datasets for name in untrained for seed in (0, 1, 2)])
+    board.run([(dataset, name, 0, args.budget) for name in args.methods for dataset in args.datasets])
+    chosen = board.best(args.best, args.budget)
+    board.run([(dataset, name, seed, args.budget) for seed in (1, 2) for name in chosen for dataset in args.datasets])
+    table = board.table(args.budget)
+    print(format_table(table))
+    if args.picture:
+        draw(table, args.budget, args.picture)
+
+
+if __name__ == "__main__":
+    main()
