@@ -4,7 +4,8 @@ Nothing here depends on how a model was trained: the evaluation uses it on forei
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
@@ -14,39 +15,10 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-Backbone = Any  # a native PreTrainedModel; nn.Module types every attribute as Tensor | Module
+from .backbone_presets import PRESETS as PRESETS
+from .backbone_presets import from_preset as from_preset
 
-# A backbone for a few thousand small pictures (32–64 px), for one GPU day at 224 px, and the usual sizes in between.
-PRESETS: dict[str, dict[str, Any]] = {
-    "resnet-pico": {
-        "model_type": "resnet", "embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1],
-        "layer_type": "basic",
-    },
-    "resnet-nano": {
-        "model_type": "resnet", "embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1],
-        "layer_type": "basic",
-    },
-    "resnet-18": {
-        "model_type": "resnet", "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2],
-        "layer_type": "basic",
-    },
-    "resnet-50": {"model_type": "resnet"},
-    "convnextv2-nano": {"model_type": "convnextv2", "hidden_sizes": [80, 160, 320, 640], "depths": [2, 2, 8, 2]},
-    "vit-pico": {
-        "model_type": "vit", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "intermediate_size": 512, "layer_norm_eps": 1e-6,
-    },
-    "vit-nano": {
-        "model_type": "vit", "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3,
-        "intermediate_size": 768, "layer_norm_eps": 1e-6,
-    },
-    "vit-small": {
-        "model_type": "vit", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6,
-        "intermediate_size": 1536, "layer_norm_eps": 1e-6,
-    },
-    "vit-base": {"model_type": "vit", "layer_norm_eps": 1e-6},
-    "swin-tiny": {"model_type": "swin"},
-}  # fmt: skip
+Backbone = Any  # a native PreTrainedModel; nn.Module types every attribute as Tensor | Module
 
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:
@@ -185,13 +157,93 @@ def num_prefix_tokens(backbone: Backbone) -> int:
 def patch_tokens(backbone: Backbone, pixel_values: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, N, D): patch tokens (or the last feature map's pixels) row by row, no class token."""
     backbone = unwrap(backbone)
-    hidden = _tokens(backbone, pixel_values).last_hidden_state
+    return _patches(backbone, _tokens(backbone, pixel_values))
+
+
+def features_and_patches(backbone: Backbone, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """``features`` (B, D) and ``patch_tokens`` (B, N, D) of one pass; not for image-text models."""
+    backbone = unwrap(backbone)
+    outputs = _tokens(backbone, pixel_values)
+    return pool(backbone, outputs), _patches(backbone, outputs)
+
+
+def feature_maps(backbone: Backbone, pixel_values: Tensor, levels: list[int]) -> list[Tensor]:
+    """(B, C, H, W) -> (B, D, rows, columns) of each of the native model's hidden states in ``levels``."""
+    hidden = _tokens(backbone, pixel_values, output_hidden_states=True).hidden_states
+    prefix = num_prefix_tokens(backbone)
+    maps = [hidden[level] if hidden[level].ndim == 4 else hidden[level][:, prefix:] for level in levels]
+    return [m if m.ndim == 4 else m.mT.unflatten(2, patch_grid(m.shape[1], *pixel_values.shape[2:])) for m in maps]
+
+
+def patch_grid(patches: int, height: int, width: int) -> tuple[int, int]:
+    """(rows, columns) of N patches of a (height, width) picture: a grid of the picture's own shape."""
+    rows = max(round((patches * height / width) ** 0.5), 1)
+    while patches % rows:  # sides that are no multiple of the patch leave a grid of nearly that shape
+        rows -= 1
+    return rows, patches // rows
+
+
+def _patches(backbone: Backbone, outputs: Any) -> Tensor:
+    hidden = outputs.last_hidden_state
     if hidden.ndim == 4:
         channels_last = (
             hasattr(backbone, "timm_model") and getattr(backbone.timm_model, "output_fmt", "NCHW") == "NHWC"
         )
         return hidden.flatten(1, 2) if channels_last else hidden.flatten(2).transpose(1, 2)
     return hidden[:, num_prefix_tokens(backbone) :]
+
+
+def make_hidable(backbone: Backbone) -> bool:
+    """Prepare ``backbone`` for ``class_and_patch_tokens``; whether it lacks a mask token, which is then given."""
+    embeddings: Any = getattr(backbone, "embeddings", None)
+    patches = getattr(embeddings, "patch_embeddings", None)
+    if not has_cls(backbone) or not isinstance(patches, nn.Module):
+        raise ValueError(
+            f"{type(backbone).__name__} cannot have patches replaced by mask tokens: it needs a class token and patch "
+            "embeddings (ViT, DINOv2, DINOv3)"
+        )
+    if getattr(embeddings, "mask_token", None) is not None:
+        return False
+    patches.hidden = None
+    patches.register_forward_hook(_hide)
+    return True
+
+
+def _hide(module: Any, args: tuple, output: Tensor) -> Tensor:
+    if module.hidden is None:
+        return output
+    masked, token = module.hidden
+    return torch.where(masked.unsqueeze(-1), token.to(output.dtype), output)
+
+
+def class_and_patch_tokens(
+    backbone: Backbone, pixel_values: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(B, C, H, W) -> class tokens (B, D) and patch tokens (B, N, D), registers left out.
+
+    masked: (B, N) bool, the patches given as mask tokens: the backbone's own, or ``mask_token`` (1, 1, D) where it has
+    none (a ViT, which opens in plain transformers without one).
+    """
+    if masked is None or mask_token is None:
+        given = {} if masked is None else {"bool_masked_pos": masked}
+        hidden = _tokens(backbone, pixel_values, **given).last_hidden_state
+    else:
+        backbone.embeddings.patch_embeddings.hidden = (masked, mask_token)
+        try:
+            hidden = _tokens(backbone, pixel_values).last_hidden_state
+        finally:
+            backbone.embeddings.patch_embeddings.hidden = None
+    return hidden[:, 0], hidden[:, num_prefix_tokens(backbone) :]
+
+
+def layer_rates(backbone: Backbone, decay: float, patch_embedding: float) -> Iterator[tuple[nn.Parameter, float]]:
+    """Each parameter of a transformer and its share of the learning rate: ``decay`` per block from the end, the tokens
+    and embeddings before the first block, ``patch_embedding`` times that for the patch embedding (DINOv2)."""
+    depth = backbone.config.num_hidden_layers
+    for name, parameter in backbone.named_parameters():
+        block = re.search(r"(?:^|\.)layers?\.(\d+)\.", name)
+        layer = int(block[1]) + 1 if block else 0 if name.startswith("embeddings.") else depth + 1
+        yield parameter, decay ** (depth + 1 - layer) * (patch_embedding if "patch_embeddings" in name else 1.0)
 
 
 def patch_size(config: PreTrainedConfig) -> int:
@@ -298,10 +350,11 @@ def visible_tokens(backbone: Backbone, pixel_values: Tensor, ids_keep: Tensor) -
 # --- positions ----------------------------------------------------------------------------------------------------
 
 
-def sincos_2d(dim: int, grid: int | tuple[int, int], prefix: int = 0) -> Tensor:
+def sincos_2d(dim: int, grid: int | tuple[int, int], prefix: int = 0, row_first: bool = False) -> Tensor:
     """Fixed 2-D sine-cosine position table (MAE's): (prefix + rows·columns, dim) float32, zeros for the prefix.
 
-    The first half of the channels encodes the column, the second the row; each half is [sin | cos].
+    The first half of the channels encodes the column, the second the row (row_first, MoCo v3's: the other way round);
+    each half is [sin | cos].
     """
     if dim % 4:
         raise ValueError(f"a 2-D sin-cos table needs a width divisible by 4, got {dim}")
@@ -310,7 +363,7 @@ def sincos_2d(dim: int, grid: int | tuple[int, int], prefix: int = 0) -> Tensor:
     y, x = torch.meshgrid(
         torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
     )
-    angles = [axis.flatten()[:, None] * omega[None] for axis in (x, y)]
+    angles = [axis.flatten()[:, None] * omega[None] for axis in ((y, x) if row_first else (x, y))]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
     return torch.cat([torch.zeros(prefix, dim), table])
 
@@ -331,13 +384,6 @@ def interpolate_positions(positions: Tensor, grid: tuple[int, int], prefix: int 
     else:
         table = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :prefix], table.flatten(2).transpose(1, 2)], dim=1)
-
-
-def from_preset(name: str, **overrides: Any) -> Mapping[str, Any]:
-    """The config fields of a named backbone, e.g. ``from_preset("vit-nano", image_size=64, patch_size=8)``."""
-    if name not in PRESETS:
-        raise KeyError(f"no backbone preset {name!r}; there are: {', '.join(PRESETS)}")
-    return {**PRESETS[name], **overrides}
 
 
 def set_position_offset(backbone: Backbone, offset: float) -> None:

@@ -1,8 +1,9 @@
-"""What crosses ranks: gather with gradient, means, and BatchNorm over the global batch on any device.
+"""What crosses ranks: gather with gradient, means, shared random numbers, BatchNorm over the global batch.
 
 Every function is the identity in a single process, so methods call them unconditionally.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,25 +87,29 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Sinkhorn–Knopp: (B, K) scores of the local rows -> (B, K) assignments, over the rows of all ranks together.
 
     exp(scores / epsilon) is scaled, ``iterations`` times, to equal sums over the K columns, then to rows of sum 1
-    (SwAV, section 3.1). The largest score is taken out first: nothing overflows. Ranks may hold unequally many rows.
+    (SwAV, section 3.1); with none, to a mean row sum of 1. Every column's and row's largest score is taken out first:
+    nothing overflows and no row vanishes. Ranks may hold unequally many rows; a row of −∞ counts for nothing.
     """
     scores = scores.float() / epsilon
-    largest = scores.max() if scores.numel() else scores.new_full((), float("-inf"))
+    lowest = torch.finfo(scores.dtype).min
+    largest = torch.cat([scores, scores.new_full((1, scores.shape[1]), lowest)]).amax(0)  # a rank may have no row
     if world_size() > 1:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    assignment = (scores - largest).exp()
-    if iterations:  # its total, with no scaling at all
-        for _ in range(iterations):
-            columns = assignment.sum(0)
-            if world_size() > 1:
-                dist.all_reduce(columns)
-            assignment = assignment / columns.clamp(min=1e-30)
-            assignment = assignment / assignment.sum(1, keepdim=True).clamp(min=1e-30)
-    else:
-        total = torch.stack([assignment.sum(), assignment.new_tensor(float(len(assignment)))])
+    if not iterations:
+        assignment = (scores - largest.max()).exp()
+        total = torch.stack([assignment.sum(), scores.isfinite().any(1).float().sum()])
         if world_size() > 1:
             dist.all_reduce(total)
-        assignment = assignment * (total[1] / total[0])
+        return assignment * (total[1] / total[0])
+    scores = scores - largest  # a column's factor is lost in its first scaling, a row's only in the one after it:
+    assignment = (scores - scores.amax(1, keepdim=True).clamp(min=lowest)).exp()
+    columns = scores.exp().sum(0)  # so the first sums are of the unscaled rows
+    for iteration in range(iterations):
+        columns = assignment.sum(0) if iteration else columns
+        if world_size() > 1:
+            dist.all_reduce(columns)
+        assignment = assignment / columns.clamp(min=1e-30)
+        assignment = assignment / assignment.sum(1, keepdim=True).clamp(min=1e-30)
     return assignment
 
 
@@ -117,6 +122,38 @@ def all_mean(x: Tensor, count: Tensor | float = 1.0) -> Tensor:
     packed = torch.cat([(x.float() * count).flatten(), count.reshape(1)])
     dist.all_reduce(packed)
     return (packed[:-1] / packed[-1].clamp(min=1e-12)).reshape(x.shape).to(x.dtype)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """An integer hash of 32 bits in int64; products that overflow keep their low 32 bits."""
+    x = x & 0xFFFFFFFF
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ (x >> shift)) * factor & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def step_uniform(step: Tensor, *shape: int) -> Tensor:
+    """Random numbers in (0, 1] that ``step`` (0-d int64) alone decides: alike on every rank and in a resumed run.
+
+    A counter-based generator on the step's own device: it has no state, and the host never waits for a seed.
+    """
+    return (((_step_bits(step, shape) >> 8) + 0.5) / 2**24).view(shape)
+
+
+def step_integers(step: Tensor, below: int, *shape: int) -> Tensor:
+    """As ``step_uniform``, int64 from 0 to ``below`` − 1, with replacement."""
+    return (_step_bits(step, shape) * below >> 32).view(shape)
+
+
+def _step_bits(step: Tensor, shape: tuple[int, ...]) -> Tensor:
+    places = torch.arange(math.prod(shape), device=step.device)
+    return _mix(_mix(places) ^ _mix(_mix(step + 1)))
+
+
+def step_normal(step: Tensor, *shape: int) -> Tensor:
+    """As ``step_uniform``, standard normal (Box and Muller)."""
+    radius, angle = step_uniform(step, 2, *shape)
+    return (-2 * radius.log()).sqrt() * torch.cos(2 * math.pi * angle)
 
 
 class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):

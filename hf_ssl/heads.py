@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +43,22 @@ class MLPHead(nn.Sequential):
                 norm.register_parameter("bias", None)
             layers.append(norm)
         super().__init__(*layers)
+
+
+class PatchesHead(nn.Module):
+    """Of a jigsaw's patches: a head for each, the same for all, the results side by side, and a linear layer.
+
+    (P·B, in_dim), the first patch of all images first -> (B, out_dim). No BatchNorm.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, patches: int):
+        super().__init__()
+        self.patches = patches
+        self.each = MLPHead([in_dim, hidden_dim, out_dim], hidden_norm=False, hidden_bias=True)
+        self.together = nn.Linear(patches * out_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.together(torch.cat(self.each(x).chunk(self.patches), dim=1))
 
 
 class _RowNorms(torch.autograd.Function):
@@ -87,7 +104,8 @@ class Prototypes(nn.Linear):
 class DINOHead(nn.Module):
     """DINO's projection head (DINO, appendix C): MLP with GELU, L2 bottleneck, weight-normalised prototypes.
 
-    (B, in_dim) -> (B, out_dim) logits. Parameter names are those of the official state dict.
+    (B, in_dim) -> (B, out_dim) logits. Parameter names are those of the official state dict. weight_norm: False makes
+    the prototypes a plain bias-free linear layer, as DINOv3 does.
     """
 
     def __init__(
@@ -98,6 +116,7 @@ class DINOHead(nn.Module):
         bottleneck_dim: int = 256,
         nlayers: int = 3,
         use_bn: bool = False,
+        weight_norm: bool = True,
     ):
         super().__init__()
         widths = [in_dim, *[hidden_dim] * (max(nlayers, 1) - 1), bottleneck_dim]
@@ -108,11 +127,17 @@ class DINOHead(nn.Module):
                 layers += [nn.BatchNorm1d(outer)] if use_bn else []
                 layers.append(nn.GELU())
         self.mlp = nn.Sequential(*layers) if nlayers > 1 else layers[0]
-        self.last_layer = WeightNormLinear(bottleneck_dim, out_dim)
+        last = WeightNormLinear if weight_norm else partial(nn.Linear, bias=False)
+        self.last_layer: nn.Module = last(bottleneck_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.normalize(self.mlp(x), dim=-1)
         return self.last_layer(x)
+
+    def spare_prototypes(self) -> None:
+        """Drop the last layer's gradients, so that the coming optimiser step leaves it as it is."""
+        for parameter in self.last_layer.parameters():
+            parameter.grad = None
 
 
 class TransformerDecoder(nn.Module):

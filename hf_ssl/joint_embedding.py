@@ -15,32 +15,35 @@ from .momentum import make_teacher
 class JointEmbeddingModel(SSLModel):
     """Embeds one view, trains on several: ``objective`` is all that a method with the usual inputs adds.
 
-    compared: the views that the loss compares; None is two or more. A method with further inputs overrides
-    ``forward``. Everything is view-major: rows 0 to B − 1 are the first view's.
+    compared: the views that the loss compares; None is two or more. encoded: those that the student embeds, all unless
+    the others are its teacher's alone. A method with further inputs overrides ``forward``. Everything is view-major:
+    rows 0 to B − 1 are the first view's.
     """
 
     config: MultiViewConfig
     compared: ClassVar[int | None] = 2
+    encoded: ClassVar[slice] = slice(None)
 
     def forward(self, pixel_values: Tensor) -> SSLOutput:
         """pixel_values: (B, V, C, H, W) to train, (B, C, H, W) to embed."""
         if pixel_values.ndim == 4:
             return SSLOutput(embeddings=self.features(pixel_values))
         self.check_views(pixel_values)
-        embeddings = self.encode(pixel_values)
+        embeddings = self.encode(pixel_values[:, self.encoded])
         loss, metrics = self.objective(embeddings, pixel_values)
         return SSLOutput(loss, embeddings, metrics)
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(V·B, D) embeddings of (B, V, C, H, W) views: the loss and what to log."""
+        """(V·B, D) embeddings of the encoded among (B, V, C, H, W) views: the loss and what to log."""
         raise NotImplementedError
 
     def check_views(self, pixel_values: Tensor) -> None:
         """ValueError where the number of views is not what the loss compares."""
         views = pixel_values.shape[1]
         if views != self.compared if self.compared else views < 2:
-            wanted = f"exactly {self.compared}" if self.compared else "at least 2"
-            raise ValueError(f"{self.paper.name} compares {wanted} views per image, got {views}")
+            wanted = "exactly 1 view" if self.compared == 1 else f"exactly {self.compared} views"
+            wanted = wanted if self.compared else "at least 2 views"
+            raise ValueError(f"{self.paper.name} compares {wanted} per image, got {views}")
 
     def encode(self, views: Tensor, backbone: Any = None) -> Tensor:
         """(B, V, C, H, W) -> (V·B, D), by the student unless another backbone is given."""
@@ -57,7 +60,8 @@ class JointEmbeddingModel(SSLModel):
 class TeacherModel(JointEmbeddingModel):
     """A student that follows an EMA teacher: ``add_teacher`` copies the parts named in ``followed``.
 
-    The config has ``teacher_momentum``; it rises to 1 along half a cosine unless a method says otherwise.
+    ``teach`` runs the first two of them, the backbone and its head. The config has ``teacher_momentum``; it rises to 1
+    along half a cosine unless a method says otherwise.
     """
 
     followed: ClassVar[tuple[str, ...]] = ("backbone", "projector")
@@ -79,6 +83,6 @@ class TeacherModel(JointEmbeddingModel):
 
     @torch.no_grad()
     def teach(self, views: Tensor) -> Tensor:
-        """(B, V, C, H, W) -> (V·B, d) float32: what the teacher's backbone and projector say of the views."""
+        """(B, V, C, H, W) -> (V·B, d) float32: what the teacher's backbone and head say of the views."""
         embeddings = self.encode(views, self.teacher_backbone)
-        return self.project(self.teacher_projector, embeddings, len(views)).float()
+        return self.project(getattr(self, f"teacher_{self.followed[1]}"), embeddings, len(views)).float()

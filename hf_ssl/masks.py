@@ -1,7 +1,12 @@
 """Masks over the patch grid, and images cut into patches and put together again."""
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
+
+_TRIES = 10  # boxes tried before a block is given up
 
 
 def random_masking(noise: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,6 +22,78 @@ def random_masking(noise: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
     ids_restore = ids_shuffle.argsort(dim=1)
     mask = (ids_restore >= keep).to(noise.dtype)
     return ids_shuffle[:, :keep], ids_restore, mask
+
+
+def block_mask(
+    rng: np.random.Generator, grid: tuple[int, int], patches: int, smallest: int = 4, largest: float = math.inf
+) -> np.ndarray:
+    """Block-wise masking (BEiT, algorithm 1): rectangles on a (rows, columns) grid until ``patches`` are masked.
+
+    A block's area is uniform from ``smallest`` to what is missing (at most ``largest``), its aspect log-uniform from
+    .3 to 1/.3; it never spans a side (as in the official code) and never masks too many. Bool (rows, columns); it can
+    fall short of ``patches``, when ten tries find no block that fits, but never to none.
+    """
+    rows, columns = grid
+    mask, missing = np.zeros(grid, bool), patches
+    while missing > 0:
+        added = _add_block(rng, mask, smallest, min(missing, largest))
+        if not added:
+            break
+        missing -= added
+    if patches and not mask.any():  # a grid of few patches, where no block fits
+        mask[rng.integers(rows), rng.integers(columns)] = True
+    return mask
+
+
+def _add_block(rng: np.random.Generator, mask: np.ndarray, smallest: int, room: float) -> int:
+    """Masks one more rectangle in place; how many patches it adds, 0 where none was found."""
+    rows, columns = mask.shape
+    for _ in range(_TRIES):
+        area = smallest + (room - smallest) * rng.random()
+        aspect = math.exp(math.log(0.3) * (1 - 2 * rng.random()))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if not (0 < height < rows and 0 < width < columns):
+            continue
+        top, left = int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1))
+        block = mask[top : top + height, left : left + width]
+        added = block.size - int(block.sum())
+        if 0 < added <= room:
+            block[:] = True
+            return added
+    return 0
+
+
+def ratio_bins(images: int, ratios: tuple[float, float]) -> Tensor:
+    """(images + 1,) edges that share [low, high] out: one masked image draws its ratio from each bin (DINOv2)."""
+    return torch.linspace(*ratios, images + 1)
+
+
+def block_masks(images: int, grid: tuple[int, int], share: float, ratios: tuple[float, float]) -> Tensor:
+    """DINOv2's masks of a batch: bool (images, N) on the CPU, exactly int(images · share) of them with masked patches.
+
+    Which ones is random, their ratios are stratified. Drawn on the host from torch's global generator, whose state a
+    checkpoint holds. The class token is no patch and is never counted; an image chosen has one masked patch at least.
+    """
+    seed = torch.empty((), dtype=torch.int64, device="cpu").random_().numpy()
+    rng = np.random.default_rng(int(seed))
+    masked = int(images * share)
+    edges, patches = ratio_bins(masked, ratios).numpy(), grid[0] * grid[1]
+    result = np.zeros((images, patches), bool)
+    for low, high, image in zip(edges[:-1], edges[1:], rng.permutation(images)):
+        count = max(1, int(patches * rng.uniform(low, high)))
+        result[image] = block_mask(rng, grid, count, largest=patches * ratios[1]).ravel()
+    return torch.from_numpy(result)
+
+
+def masked_positions(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Of masks (images, N): the masked places among the images · N patches (M,), and for each 1 / its image's number.
+
+    Computed on the host: masks that are drawn there cost no wait for the device.
+    """
+    chosen = masks.cpu().numpy().astype(bool)
+    places = np.flatnonzero(chosen)
+    weights = 1.0 / chosen.sum(1)[places // chosen.shape[1]]
+    return torch.from_numpy(places), torch.from_numpy(weights.astype(np.float32))
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

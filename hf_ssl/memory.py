@@ -1,6 +1,6 @@
-"""What methods remember of earlier images: a first-in-first-out queue of features, and a bank with a row per image.
+"""What methods remember of earlier images: a first-in-first-out queue, a bank with a row per image, a centre.
 
-Both change once per optimiser step, in ``advance``: all micro-batches of a step see the same memory. Rows that wait
+All change once per optimiser step, in ``advance``: all micro-batches of a step see the same memory. Rows that wait
 for it are state as well, so a checkpoint taken between two micro-batches loses nothing.
 """
 
@@ -22,7 +22,8 @@ class _Waiting(nn.Module):
         self.rows = nn.Buffer(torch.zeros(capacity, dim))
         self.index = nn.Buffer(torch.zeros(capacity, dtype=torch.int64))
         self.count = nn.Buffer(torch.zeros((), dtype=torch.int64))
-        self._count: int | None = None  # None: to be read from the buffer
+        # None: to be read from the buffer, which a load may fill (from_pretrained builds on the meta device)
+        self._count: int | None = None if self.count.is_meta else 0
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -36,21 +37,25 @@ class _Waiting(nn.Module):
     def put(self, rows: Tensor, index: Tensor | None = None) -> None:
         """Rows beyond the capacity are an error: whoever may drop some does so before."""
         start = self.known_count()
-        self._count = start + len(rows)
-        if self._count > len(self.rows):
+        end = start + len(rows)
+        if end > len(self.rows):
             raise ValueError(
-                f"{self._count} images in one optimiser step, and the memory holds {len(self.rows)} at a time: "
+                f"{end} images in one optimiser step, and the memory holds {len(self.rows)} at a time: "
                 "use smaller batches or fewer accumulation steps"
             )
-        self.rows[start : self._count] = rows.to(self.rows.dtype)
+        self.rows[start:end] = rows.to(self.rows.dtype)
         if index is not None:
-            self.index[start : self._count] = index
+            self.index[start:end] = index
         self.count.add_(len(rows))
+        self._count = end
 
     def take(self) -> tuple[Tensor, Tensor]:
+        """All that waits, in the order it came. Nothing is left behind: state must not depend on that order."""
         count, self._count = self.known_count(), 0
-        self.count.zero_()
-        return self.rows[:count], self.index[:count]
+        rows, index = self.rows[:count].clone(), self.index[:count].clone()
+        for buffer in (self.rows[:count], self.index[:count], self.count):
+            buffer.zero_()
+        return rows, index
 
 
 class FeatureQueue(nn.Module):
@@ -97,7 +102,7 @@ class ExampleBank(nn.Module):
     """One row per training image: (examples, dim) in ``rows``, by row number.
 
     momentum: v ← normalise(momentum · v + (1 − momentum) · new); 0 replaces. ``scale``: the rows start uniform in
-    ±scale (instance discrimination's, not normalised); None: random unit vectors.
+    ±scale (instance discrimination's, not normalised); None: random unit vectors. Every later row is a unit vector.
     """
 
     def __init__(self, examples: int, dim: int, momentum: float = 0.5, scale: float | None = None):
@@ -111,21 +116,70 @@ class ExampleBank(nn.Module):
             return F.normalize(torch.randn_like(like), dim=1)
         return torch.empty_like(like).uniform_(-self.scale, self.scale)
 
+    def at(self, index: Tensor) -> Tensor:
+        """(B,) row numbers -> (B, dim); ValueError where there is no such row (on a GPU only the trainer looks)."""
+        try:
+            return self.rows.index_select(0, index)
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"a row number lies outside the bank of {len(self.rows)} training images: num_examples must be the "
+                f"number of rows of the data ({str(error).splitlines()[0]})"
+            ) from error
+
     @torch.no_grad()
     def push(self, index: Tensor, rows: Tensor) -> None:
         """Remember row numbers (B,) and features (B, dim) of every rank for ``advance``."""
         self.waiting.put(distributed.gather_with_grad(rows.detach()), distributed.gather_with_grad(index))
 
     @torch.no_grad()
-    def advance(self) -> None:
-        """Update the rows pushed since the last call; of a row pushed twice, which one counts is not defined."""
+    def advance(self) -> Tensor:
+        """Update the rows pushed since the last call and return their numbers; a row pushed twice learns the mean."""
         rows, index = self.waiting.take()
-        if self.momentum:
-            rows = F.normalize(torch.lerp(rows, self.rows[index], self.momentum), dim=1)
+        rows = F.normalize(torch.lerp(_mean_of_equals(rows, index), self.rows[index], self.momentum), dim=1)
         self.rows.index_copy_(0, index, rows)
+        return index
 
     def reset(self) -> None:
         """As at the start, nothing waiting; values from a checkpoint stay."""
         init.copy_(self.rows, self._start(self.rows))
         for buffer in self.waiting.buffers():
+            init.zeros_(buffer)
+
+
+def _mean_of_equals(rows: Tensor, index: Tensor) -> Tensor:
+    """(M, D) rows, those of equal ``index`` (M,) replaced by their mean: writing them then has no order."""
+    if len(rows) < 2:
+        return rows
+    index, order = index.sort(stable=True)
+    group = F.pad(index[1:] != index[:-1], (1, 0)).cumsum(0)  # of each sorted row, from 0 on
+    sums = torch.zeros_like(rows).index_add_(0, group, rows[order])
+    sizes = rows.new_zeros(len(rows), 1).index_add_(0, group, rows.new_ones(len(rows), 1))
+    return torch.empty_like(rows).index_copy_(0, order, (sums / sizes)[group])
+
+
+class Center(nn.Module):
+    """EMA of the mean row that a teacher gives, over micro-batches and ranks (DINO, eq. 4): (1, dim) in ``value``."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.value = nn.Buffer(torch.zeros(1, dim))
+        self.sum = nn.Buffer(torch.zeros(1, dim))  # of the micro-batches since the last optimiser step
+        self.count = nn.Buffer(torch.zeros(()))
+
+    @torch.no_grad()
+    def observe(self, rows: Tensor) -> None:
+        """Remember a micro-batch's rows (N, dim) for ``advance``; ranks may hold unequally many."""
+        self.sum.add_(rows.sum(0, keepdim=True))
+        self.count.add_(len(rows))
+
+    @torch.no_grad()
+    def advance(self, momentum: float) -> None:
+        """value ← momentum · value + (1 − momentum) · mean of the rows observed since the last call, on all ranks."""
+        mean = distributed.all_mean(self.sum / self.count.clamp(min=1), self.count)
+        self.value.lerp_(mean, 1 - momentum)
+        self.sum.zero_()
+        self.count.zero_()
+
+    def reset(self) -> None:
+        for buffer in self.buffers():
             init.zeros_(buffer)

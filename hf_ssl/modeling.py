@@ -130,6 +130,14 @@ class SSLModel(PreTrainedModel):
         """Student-side parameters that are never trained (fixed positions, a frozen weight-norm gain)."""
         yield from ()
 
+    def constant_rate_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters whose learning rate stays what it is at the start, whatever the schedule (SimSiam's predictor)."""
+        yield from ()
+
+    def learning_rates(self) -> Iterator[tuple[nn.Parameter, float]]:
+        """(parameter, its share of the learning rate), for those that do not train at all of it (layer-wise decay)."""
+        yield from ()
+
     def before_optimizer_step(self, progress: float) -> None:
         """Called once per optimiser step, gradients complete and not yet clipped."""
 
@@ -227,7 +235,7 @@ class SSLModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Heads, then (``module is self`` comes last) counters and teacher := student; loaded values stay."""
         heads.init_head(module)
-        if isinstance(module, (memory.FeatureQueue, memory.ExampleBank)):
+        if isinstance(module, (memory.FeatureQueue, memory.ExampleBank, memory.Center)):
             module.reset()
         if module is self:
             init.zeros_(self.step)

@@ -42,3 +42,45 @@ def test_alone_there_are_no_other_ranks(tmp_path) -> None:
         assert distributed.world_size() == 2
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_sinkhorn_by_hand() -> None:
+    """Two scalings of columns to equal sums, then of rows to 1 (SwAV, section 3.1)."""
+    scores = torch.randn(5, 3)
+    q = (scores.double() / 0.5).exp()
+    for _ in range(2):
+        q = q / q.sum(0)
+        q = q / q.sum(1, keepdim=True)
+    torch.testing.assert_close(distributed.sinkhorn(scores, 0.5, 2), q.float())
+    assert not distributed.sinkhorn(scores.requires_grad_(), 0.5, 2).requires_grad
+
+
+def test_sinkhorn_shares_the_columns_out_equally() -> None:
+    scores = torch.randn(40, 4) + torch.tensor([3.0, 0.0, 0.0, 0.0])  # all rows prefer the first
+    assignment = distributed.sinkhorn(scores, 0.5, 100)
+    torch.testing.assert_close(assignment.sum(1), torch.ones(40))
+    torch.testing.assert_close(assignment.sum(0), torch.full((4,), 10.0), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_sinkhorn_survives_scores_beyond_the_range_of_exp(iterations: int) -> None:
+    """dinov2 PR#583: exp(scores / epsilon) overflows; and a row far below the largest one must not vanish."""
+    scores = torch.randn(6, 4) + torch.tensor([0.0, 30.0, -30.0, 200.0, -500.0, 1000.0])[:, None]
+    assignment = distributed.sinkhorn(scores, 0.05, iterations)
+    assert assignment.isfinite().all()
+    torch.testing.assert_close(assignment.sum(1), torch.ones(6))
+    q = scores.double() / 0.05
+    for _ in range(iterations):
+        q = q - q.logsumexp(0)
+        q = q - q.logsumexp(1, keepdim=True)
+    torch.testing.assert_close(assignment, q.exp().float(), rtol=0, atol=5e-3)  # float32 of 20,000 has no more
+
+
+def test_sinkhorn_counts_no_masked_row() -> None:
+    scores = torch.randn(5, 3)
+    masked = torch.cat([scores, torch.full((4, 3), float("-inf"))])
+    for iterations in (0, 1, 3):
+        wanted = distributed.sinkhorn(scores, 0.5, iterations)
+        assignment = distributed.sinkhorn(masked, 0.5, iterations)
+        torch.testing.assert_close(assignment, torch.cat([wanted, torch.zeros(4, 3)]))
+    assert distributed.sinkhorn(scores[:0], 0.5, 3).shape == (0, 3)

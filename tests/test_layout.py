@@ -12,7 +12,8 @@ PACKAGE = ROOT / "hf_ssl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 CORE = {
     "modeling", "momentum", "heads", "memory", "masks", "schedules", "losses", "distributed", "backbones",
-    "semi_supervised", "text", "joint_embedding",
+    "semi_supervised", "text", "joint_embedding", "instance_discrimination", "backbone_presets", "patch_distillation",
+    "momentum_contrast", "clustering", "masked_siamese",
 }  # fmt: skip
 BELOW = {  # what each part of hf_ssl may import, besides itself; "" is hf_ssl/__init__.py
     "cli": {"training", "evaluation", "hub", "methods", "processing", "data", ""} | CORE,

@@ -242,7 +242,10 @@ def method_defaults(method: str) -> dict[str, Any]:
 def method_views(method: str) -> list[dict[str, Any]]:
     """The groups of views of the method's image processor, as far as they are literals; each has its ``key``."""
     file, stem = _method_file(method)
-    listed = _class_value(_class(file, f"{stem}ImageProcessor"), "views")
+    listed: ast.AST | None = _class_value(_class(file, f"{stem}ImageProcessor"), "views")
+    if isinstance(listed, ast.Attribute):  # presets.BYOL
+        file = source(_PACKAGE / "processing" / "presets.py")
+        listed = (file.find(listed.attr) or (file, None))[1]
     groups = []
     for node in listed.elts if isinstance(listed, ast.List) else []:
         group: dict[str, Any] = {"key": "pixel_values"}

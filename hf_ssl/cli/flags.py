@@ -22,7 +22,7 @@ _RANGES: tuple[tuple[str, tuple[float, bool, float, str]], ...] = (
     (r"^max_steps$", (-1, False, math.inf, "-1 or at least 1")),
     (r"^unlabeled_ratio$|^eval_images$", (0, False, math.inf, "0 or more")),
     (r"_rank$", (-1, False, math.inf, "at least -1")),
-    (r"accumulation_steps$|batch_size$|image_size$|patch_size$|num_channels$|^count$|_layers$|_heads$|_dim$|_buffer$|_images$|"
+    (r"accumulation_steps$|batch_size$|image_size$|patch_size$|num_channels$|^count$|_layers$|_heads$|_dim$|_buffer$|_images$|_examples$|"
      r"^labels_per_class$|^steps$|^threads$",
      (1, False, math.inf, "at least 1")),
     (r"^(logging|save|eval)_steps$|_epochs$|temperature$|^base_learning_rate$", (0, True, math.inf, "above 0")),

@@ -14,7 +14,7 @@ from ..modeling import SSLModel
 from .checkpoints import CheckpointError
 from .natives import DEEPEST, Native, block_places, filled, split
 
-_COUNTERS = r"^(step|total_steps|center_sum|center_count)$|num_batches_tracked$|embeddings\.mask_token$"
+_COUNTERS = r"^(step|total_steps|center\.sum|center\.count)$|num_batches_tracked$|embeddings\.mask_token$"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _dino(parts: Parts) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, li
     prototypes = state.get("head.last_layer.weight_v")
     if center is None or prototypes is None:
         raise NotWholeError("the file holds no centre or no head as DINO's, so there is no ssl/")
-    state["center"], names[center] = parts.tensors[center], ["center"]
+    state["center.value"], names[center] = parts.tensors[center], ["center.value"]
     mlp = [t for name, t in state.items() if re.fullmatch(r"head\.mlp\.(\d+\.)?weight", name) and t.ndim == 2]
     config: dict[str, Any] = {
         "out_dim": prototypes.shape[0], "bottleneck_dim": prototypes.shape[1], "num_layers": len(mlp),

@@ -13,8 +13,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from . import ops
+from .followed import checked, follow
 from .published import method_folder
-from .views import VIEW_FIELDS, Draw, ViewGroup, draw_view, nearest, render_view, shrink
+from .views import VIEW_FIELDS, Draw, ViewGroup, draw_grid, draw_view, nearest, render_view, shares, shrink
 
 _SERVICE_KEYS = {"image_processor_type", "processor_class", "_processor_class", "feature_extractor_type", "auto_map"}
 _PER_GROUP = {"key", "count"}  # never spread over several groups: each group states its own
@@ -35,9 +36,11 @@ class SSLImageProcessor(BaseImageProcessor):
     - any view field, such as scale=(.5, 1) or brightness=.3, applies to all groups (`count` where there is one group);
       a group's key with a dict, such as local_pixel_values={"count": 4}, applies to the groups of that key.
 
-    An unknown name or a bad value raises ValueError.
+    An unknown name or a bad value raises ValueError. A subclass that sets `_view_boxes` also gets <key>_boxes, float32
+    (B, V, 5): where each view was cut from, (left, top, width, height) as shares of the picture, and 1 if mirrored.
     """
 
+    _view_boxes = False  # not for a run to choose: the method reads them or does not
     model_input_names = ["pixel_values"]
     size: Any = {"height": 224, "width": 224}
     image_mean: Any = [0.485, 0.456, 0.406]
@@ -123,7 +126,8 @@ class SSLImageProcessor(BaseImageProcessor):
 
     def _compile(self) -> None:
         size = (self.size["height"], self.size["width"])
-        self._groups = [ViewGroup.from_dict(g, size, f"views[{i}]") for i, g in enumerate(self.views)]
+        groups = [ViewGroup.from_dict(g, size, f"views[{i}]") for i, g in enumerate(self.views)]
+        self._groups = checked(group for group in groups if group.count)
         mean, std = np.asarray(self.image_mean), np.asarray(self.image_std)
         self._fill = np.clip(np.rint(mean * 255), 0, 255).astype(np.uint8)
         self._scale, self._shift = (1 / (255 * std)).tolist(), (-mean / std).tolist()
@@ -131,6 +135,11 @@ class SSLImageProcessor(BaseImageProcessor):
         for i, group in enumerate(self._groups):
             if shapes.setdefault(group.key, group.size) != group.size:
                 raise ValueError(f"views[{i}]: {group.key} has size {shapes[group.key]} before and {group.size} here.")
+            if self._view_boxes and (group.vflip or group.rotation or group.translate):
+                raise ValueError(
+                    f"views[{i}]: vflip, rotation and translate must be 0: {type(self).__name__} hands out the boxes "
+                    "of its views, which would not tell them."
+                )
         self.model_input_names = list(shapes)
 
     @property
@@ -150,7 +159,7 @@ class SSLImageProcessor(BaseImageProcessor):
         for key in keys:
             if key not in self.model_input_names:
                 raise ValueError(f"{type(self).__name__} has no views {key!r}. {nearest(key, self.model_input_names)}")
-        return [group for group in self._groups if group.key in keys]
+        return checked(group for group in self._groups if group.key in keys)
 
     def draw(
         self,
@@ -161,35 +170,38 @@ class SSLImageProcessor(BaseImageProcessor):
     ) -> dict[str, np.ndarray]:
         """One picture's views: {key: uint8 (V, H, W, C)}; the same `rng` state gives the same bytes.
 
-        With `views_on` = "device" also {key_draws: float32 (V, P)}, what `normalise` needs to finish them.
+        With `views_on` = "device" also {key_draws: float32 (V, P)}, what `normalise` needs to finish them, and where
+        the class asks for boxes {key_boxes: float32 (V, 5)}.
 
         images: one uint8 (H, W, num_channels) array per view, in the groups' order; the same object may repeat. Or a
             picture still to be decoded: its shape, and decode(shrink) -> (array, 1, 2, 4 or 8), the picture at that
-            part of its size if all that is done with it shrinks it by `shrink` or more.
+            part of its size if all that is done with it shrinks it by `shrink` or more. A grid is of its first one.
         keys: draw the groups of these keys alone, as if the recipe had no others; None draws all.
         out: what an earlier call returned, or arrays of the same shapes, to write into and return.
         """
         groups = self._groups_of(keys)
         plan = self._plan(images, groups, rng)
-        ready = {id(image): (image, 1) for image in images}
+        ready = {id(image): (image, 1) for image, _, _ in plan}
         for name, (image, _) in ready.items():
             if hasattr(image, "decode"):
-                ready[name] = image.decode(min(shrink(*view) for use, view in zip(images, plan) if use is image))
+                ready[name] = image.decode(min(shrink(draw, group) for use, draw, group in plan if use is image))
         out = self._buffers(groups) if out is None else out
         place = dict.fromkeys(out, 0)
-        for image, (choices, group) in zip(images, plan, strict=True):
+        for image, choices, group in plan:
             key, (pixels, shrunk) = group.key, ready[id(image)]
             target = out[key][place[key]]
             render_view(pixels, choices, group, self._fill, target, self.views_on == "host", shrunk)
             if (draws := out.get(f"{key}_draws")) is not None:
                 draws[place[key]] = _device().pack(choices, group, draws.shape[1])
+            if self._view_boxes:
+                out[f"{key}_boxes"][place[key]] = shares(choices, image.shape)
             place[key] += 1
         return out
 
     def _plan(
         self, images: Sequence[Any], groups: Sequence[ViewGroup], rng: np.random.Generator
-    ) -> list[tuple[Draw, ViewGroup]]:
-        """Each view's choices and group, from the sizes of the pictures alone."""
+    ) -> list[tuple[Any, Draw, ViewGroup]]:
+        """Each view's picture, choices and group, from the sizes of the pictures alone."""
         order = [group for group in groups for _ in range(group.count)]
         if len(images) != len(order):
             raise ValueError(f"draw needs one picture per view, {len(order)}, and got {len(images)}.")
@@ -199,7 +211,16 @@ class SSLImageProcessor(BaseImageProcessor):
                     f"draw needs uint8 pictures of shape (height, width, {self.num_channels}) and got {image.dtype} "
                     f"{image.shape}."
                 )
-        return [(draw_view(g, image.shape[0], image.shape[1], rng), g) for g, image in zip(order, images, strict=True)]
+        plan: list[tuple[Any, Draw, ViewGroup]] = []
+        while len(plan) < len(order):
+            group, image = order[len(plan)], images[len(plan)]
+            if group.crops_of:
+                plan += [(use, follow(d, g, group), group) for use, d, g in plan if g.key == group.crops_of]
+                continue
+            height, width = image.shape[:2]
+            draws = draw_grid(group, height, width, rng) if group.grid else [draw_view(group, height, width, rng)]
+            plan += [(image, draw, group) for draw in draws]
+        return plan
 
     def _buffers(self, groups: Sequence[ViewGroup]) -> dict[str, np.ndarray]:
         """Empty arrays for one picture's views, and for their choices where the device finishes them."""
@@ -210,7 +231,10 @@ class SSLImageProcessor(BaseImageProcessor):
             width = _device().columns(g for g in groups if g.key == key) if self.views_on == "device" else 0
             if width:
                 out[f"{key}_draws"] = np.empty((count, width), np.float32)
-        return {name: out[name] for group in groups for name in (group.key, f"{group.key}_draws") if name in out}
+            if self._view_boxes:
+                out[f"{key}_boxes"] = np.empty((count, 5), np.float32)
+        names = [group.key + part for group in groups for part in ("", "_draws", "_boxes")]
+        return {name: out[name] for name in names if name in out}
 
     def normalise(self, views: torch.Tensor, params: torch.Tensor | None = None) -> torch.Tensor:
         """uint8 (..., H, W, C) to float32 (..., C, H, W), (x / 255 - mean) / std, on the tensor's own device.

@@ -28,7 +28,7 @@ _JITTERS = ("brightness", "contrast", "saturation", "hue")
 class ViewGroup:
     """How `count` views are drawn: the checked values, made by `from_dict`. What a dict may say:
 
-    - key: name of the tensor; groups of one key are concatenated along V in order.
+    - key: name of the tensor; groups of one key are concatenated along V in order. count: 0 leaves the group out.
     - size: pixels, or [height, width]; absent or None takes the processor's.
     - scale: [low, high] area of the crop, relative; None takes the largest centred crop of the view's shape.
     - ratio: [low, high] width / height of the crop, log-uniform.
@@ -46,6 +46,11 @@ class ViewGroup:
     - randaugment_p: probability of each of these operations.
     - randaugment_magnitude: m from 2 to 10; each operation draws a level of 10, at least 1 and below m.
     - cutout: side of Cutout's one grey square relative to the view's shorter side, in every view; 0 is none.
+    - grid: n gives n * n patches, one from each cell of one crop, row by row or, with grid_shuffle, in random order;
+      crop and flips are drawn once, all else per patch. 0 is no grid. grid_patch: the patch's side relative to its
+      cell, in which it lies at random (64 of 85 pixels in PIRL and jigsaw puzzles).
+    - crops_of: a key before it whose views' crops, flips, rotations and shifts are repeated at this group's size; no
+      other field but count, their number, and interpolation then matters (DINOv3's Gram teacher).
     """
 
     size: tuple[int, int]
@@ -74,6 +79,10 @@ class ViewGroup:
     randaugment_p: float = 0.5
     randaugment_magnitude: int = 10
     cutout: float = 0.0
+    grid: int = 0
+    grid_patch: float = 64 / 85
+    grid_shuffle: bool = False
+    crops_of: str = ""
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], default_size: tuple[int, int], where: str = "views") -> "ViewGroup":
@@ -87,6 +96,8 @@ class ViewGroup:
             except _BadField as error:
                 raise ValueError(f"{where}: {name} must be {error}, not {value!r}.") from None
         checked["size"] = checked.get("size") or default_size
+        if (cells := checked.get("grid", 0) ** 2) and checked.setdefault("count", cells) != cells:
+            raise ValueError(f"{where}: count must be {cells}, a patch from each cell of its grid, or left out.")
         return cls(**checked)
 
     @property
@@ -161,6 +172,12 @@ def _whole(low: int, high: float, what: str) -> Callable[[Any], int]:
     return check
 
 
+def _yes_or_no(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _BadField("true or false")
+    return value
+
+
 def _size(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
@@ -186,7 +203,8 @@ _probability = _number(0.0, 1.0, "a probability from 0 to 1")
 _area = _range(1e-6, 1.0, "[low, high] above 0 and up to 1")
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "key": _key,
-    "count": _whole(1, math.inf, "a whole number of at least 1"),
+    "count": _whole(0, math.inf, "a whole number from 0 up"),
+    "crops_of": lambda value: value and _key(value),
     "size": _size,
     "scale": lambda value: None if value is None else _area(value),
     "ratio": _range(0.01, 100.0, "[low, high] of width / height, .01 to 100"),
@@ -200,6 +218,9 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "randaugment": _whole(0, math.inf, "a whole number from 0 up"),
     "randaugment_magnitude": _whole(2, randaugment.TOP_LEVEL, "a whole number from 2 to 10"),
     "cutout": _number(0.0, 1.0, "a share of the view's shorter side from 0 to 1"),
+    "grid": _whole(0, 100, "a whole number of cells per side, 0 to 100"),
+    "grid_patch": _number(1e-6, 1.0, "a share of the cell's side, above 0 and up to 1"),
+    "grid_shuffle": _yes_or_no,
     **dict.fromkeys(("brightness", "contrast", "saturation"), _jitter),
     **dict.fromkeys(
         ("hflip", "vflip", "jitter_p", "grayscale_p", "blur_p", "solarize_p", "erase_p", "randaugment_p"), _probability
@@ -290,9 +311,38 @@ def draw_view(group: ViewGroup, height: int, width: int, rng: np.random.Generato
     )
 
 
+def draw_grid(group: ViewGroup, height: int, width: int, rng: np.random.Generator) -> list[Draw]:
+    """All choices for the patches of one crop: a view's for each, of which the first says the crop and its flips, then
+    a block of the places in the cells and of the order."""
+    draws = [draw_view(group, height, width, rng) for _ in range(group.count)]
+    cells, crop = group.grid, draws[0]
+    top, left, rows, columns = crop.box
+    down, right, order = rng.random((3, group.count)).tolist()
+    shown = sorted(range(group.count), key=order.__getitem__) if group.grid_shuffle else range(group.count)
+    for i, (row, column) in enumerate(divmod(cell, cells) for cell in shown):
+        row, column = cells - 1 - row if crop.vflip else row, cells - 1 - column if crop.hflip else column
+        y, tall = _in_cell(rows, row, group, down[i])
+        x, wide = _in_cell(columns, column, group, right[i])
+        draws[i] = draws[i]._replace(box=(top + y, left + x, tall, wide), hflip=crop.hflip, vflip=crop.vflip)
+    return draws
+
+
+def _in_cell(side: int, cell: int, group: ViewGroup, uniform: float) -> tuple[int, int]:
+    """Where a patch starts in a crop of `side` pixels, and its length; at least a pixel in the smallest crop."""
+    start, end = side * cell // group.grid, side * (cell + 1) // group.grid
+    length = max(round((end - start) * group.grid_patch), 1)
+    return start + int(uniform * max(end - start - length + 1, 0)), length
+
+
 def shrink(draw: Draw, group: ViewGroup) -> float:
     """By how much the view shrinks its crop, at least; 1 where every pixel must be there."""
     return 1.0 if group.interpolation == "nearest" else min(draw.box[2] / group.size[0], draw.box[3] / group.size[1])
+
+
+def shares(draw: Draw, shape: Sequence[int]) -> tuple[float, float, float, float, float]:
+    """(left, top, width, height) of the crop as shares of a (height, width, ...) picture, and 1 if it is mirrored."""
+    top, left, height, width = draw.box
+    return left / shape[1], top / shape[0], width / shape[1], height / shape[0], float(draw.hflip)
 
 
 def render_view(

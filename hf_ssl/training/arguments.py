@@ -8,7 +8,7 @@ from transformers import SchedulerType, TrainingArguments
 from .. import schedules
 
 # What optim and lr_scheduler_type may name beside transformers' own; SSLTrainer builds them.
-OPTIMISERS = ("lars", "sgd_nesterov")
+OPTIMISERS = ("lars", "sgd_momentum", "sgd_nesterov")
 SCHEDULES = ("cosine_7_16", "cosine_with_min_lr")  # shapes of ``schedules.LEARNING_RATES``
 
 
@@ -98,9 +98,10 @@ class SSLTrainingArguments(TrainingArguments):
     """``TrainingArguments`` plus what self-supervision needs; defaults that differ are set in ``__post_init__``.
 
     base_learning_rate scales with the global batch by the method's rule (``SSLModel.lr_scaling``); learning_rate is
-    taken as it is. ``optim="lars"`` is LARS with the published trust ratio, ``optim="sgd_nesterov"`` SGD with Nesterov
-    momentum, ``lr_scheduler_type="cosine_7_16"`` FixMatch's cosine. ``precision="auto"`` is bf16 on a GPU that has it;
-    on a CPU a run of 100 steps and more measures once what is faster, says so and keeps it when resumed.
+    taken as it is. ``optim="lars"`` is LARS with the published trust ratio, ``"sgd_momentum"`` SGD with momentum,
+    ``"sgd_nesterov"`` with Nesterov's; ``lr_scheduler_type="cosine_7_16"`` is FixMatch's cosine. ``precision="auto"``
+    is bf16 on a GPU that has it; on a CPU a run of 100 steps and more measures once what is faster, says so and keeps
+    it when resumed.
     """
 
     lr_scheduler_type: SchedulerType | str = field(
@@ -110,12 +111,15 @@ class SSLTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Learning rate before the method's batch-size scaling (e.g. × batch / 256)."}
     )
     min_learning_rate: float = field(default=0.0, metadata={"help": "Where the cosine ends."})
-    momentum: float = field(default=0.9, metadata={"help": "Of sgd_nesterov and lars."})
+    momentum: float = field(default=0.9, metadata={"help": "Of sgd_momentum, sgd_nesterov and lars."})
     weight_decay_end: float | None = field(
         default=None, metadata={"help": "Weight decay follows a cosine from weight_decay to this value."}
     )
     clip_grad_per_tensor: float = field(
         default=0.0, metadata={"help": "Clip each parameter's gradient norm on its own (DINO: 3.0); 0 = off."}
+    )
+    clip_grad_per_module: float = field(
+        default=0.0, metadata={"help": "Clip the backbone's and each head's gradient norm (DINOv2: 3.0); 0 = off."}
     )
     precision: str = field(
         default="auto", metadata={"help": "auto (bf16 where it is measured faster, else fp32), fp32, bf16 or fp16."}

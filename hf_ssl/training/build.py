@@ -17,6 +17,7 @@ from ..processing import SSLImageProcessor
 from .arguments import ModelArguments, TextArguments
 
 _TOKENIZER_ROWS = 1_000_000
+_TRANSFORMERS = ("vit", "dinov2_with_registers", "dinov3_vit")  # presets of these take a patch and an image size
 
 
 def default_arguments(name: str) -> dict[str, Any]:
@@ -36,13 +37,16 @@ def build_method(
 ) -> tuple[SSLModel, SSLImageProcessor]:
     """A method ready to train on ``source``: random weights from ``seed``, or a warm start from a native checkpoint.
 
+    Where ``backbone`` is a run of the same method (its ``ssl`` folder or a checkpoint), all of it goes on, heads and
+    teachers included, with ``config_fields`` on top of its config and schedules from the start.
+
     config_fields: fields of the method's config. view_fields: attributes and view fields of its image processor.
     class_names: what a semi-supervised method's classifier tells apart, in the order of the label ids. An image-text
     method takes its texts, and the vocabulary of a tokenizer that it trains, from ``source``.
     """
     model_class = load(name)
     channels = model_args.num_channels or source.channels
-    size = model_args.image_size or 224
+    size = model_args.image_size or model_class.processor_class.size["height"]
     chosen = model_args.backbone or model_class.default_backbone
     if model_class.paper.family == "image_text":
         texts = text_args or TextArguments()
@@ -51,9 +55,13 @@ def build_method(
         return _with_attention(built[0], model_args), built[1]
     if (class_names is not None) != (model_class.paper.family == "semi_supervised"):
         raise ValueError(f"class_names go with a semi-supervised method and no other; {name} got {class_names}")
+    config_class: Any = model_class.config_class
     warm_start = chosen not in backbones.PRESETS
+    earlier: dict[str, Any] = {}  # fields of the run that goes on
     if warm_start:
-        backbone = _checkpoint_config(chosen)
+        backbone: Any = _checkpoint_config(chosen)
+        if isinstance(backbone, config_class):
+            earlier, backbone = backbone.to_dict(), backbone.backbone_config
         if getattr(backbone, "num_channels", channels) != channels:
             raise ValueError(f"{chosen} takes {backbone.num_channels} channels, the images have {channels}")
     else:
@@ -61,26 +69,40 @@ def build_method(
     if class_names is not None:
         backbone.id2label = dict(enumerate(class_names))
         backbone.label2id = {label: i for i, label in enumerate(class_names)}
-    config_class: Any = model_class.config_class
     fields = dict(config_fields or {})
-    if model_class.needs_index and fields.get("num_examples") is None:
-        fields["num_examples"] = _count_rows(name, source)
-    config = config_class(backbone_config=backbone, **fields)
+    if model_class.needs_index:
+        fields["num_examples"] = _count_rows(name, source, fields.get("num_examples"))
+    config = config_class(**{**earlier, **fields, "backbone_config": backbone})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class.from_pretrained(chosen, config=config) if warm_start else model_class(config)
+    model.step.zero_()  # of a method that goes on from an earlier run: schedules are this run's
     processor = _build_processor(model_class, size, channels, backbone, view_fields or {})
     model.processor = processor
     return _with_attention(model, model_args), processor
 
 
-def _count_rows(name: str, source: ImageSource) -> int:
-    if source.num_rows is None:
+def _count_rows(name: str, source: ImageSource, given: int | None) -> int:
+    if source.is_stream and source.shards.lengths is None and source.shards.count > 1:
+        raise ValueError(
+            f"{name} knows every training image by its row number, and a stream of {source.shards.count} shards of "
+            f"unknown length does not number its rows: read {source.name} without --streaming, or as parquet files"
+        )
+    if (rows := given or source.num_rows) is None:
         raise ValueError(
             f"{name} remembers something of every training image, and {source.name} does not say how many there are: "
             "give --num_examples, or read the source without --streaming"
         )
-    return source.num_rows
+    return rows
+
+
+def check_rows(index: torch.Tensor, examples: int, source: ImageSource) -> None:
+    """ValueError where a batch of ``source`` has a row number (B,), on the host, that is none of ``examples``."""
+    if (largest := int(index.max())) >= examples:
+        raise ValueError(
+            f"{source.name} has a row {largest} (they count from 0), and the method was built for num_examples="
+            f"{examples} training images: give --num_examples {largest + 1} or more, in a new run"
+        )
 
 
 def _with_attention(model: SSLModel, model_args: ModelArguments) -> SSLModel:
@@ -153,8 +175,8 @@ def _texts(source: ImageSource, seed: int) -> Iterator[str]:
 def _preset_config(name: str, size: int, patch: int | None, channels: int, as_dict: bool = False) -> Any:
     """The native config of a preset for square pictures of ``size``, or its fields."""
     fields = dict(backbones.from_preset(name, num_channels=channels))
-    if fields["model_type"] in ("vit", "swin"):
-        if fields["model_type"] == "vit":
+    if fields["model_type"] in (*_TRANSFORMERS, "swin"):
+        if fields["model_type"] != "swin":
             patch = patch or (16 if size >= 160 else 8 if size >= 48 else 4)
             fields["patch_size"] = patch
         if patch and size % patch:
@@ -185,9 +207,10 @@ def _build_processor(
         fields["num_channels"] = channels
     if size <= 96:  # pictures this small fill their frame: nothing to crop away at evaluation
         fields["eval_crop_pct"] = 1.0
+    usual = processor_class.size["height"]
     for group in () if "views" in view_fields else processor_class.views:  # views of one's own state their sizes
-        if isinstance(group.get("size"), int) and size != 224:
-            fields[group["key"]] = {"size": max(unit, round(group["size"] * size / 224 / unit) * unit)}
+        if isinstance(group.get("size"), int) and size != usual:
+            fields[group["key"]] = {"size": max(unit, round(group["size"] * size / usual / unit) * unit)}
     for name, value in view_fields.items():
         if isinstance(value, dict) and isinstance(fields.get(name), dict):
             value = {**fields[name], **value}

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from .. import distributed, schedules
 from ..data.collator import TooManyBadImages
 from ..evaluation import health
-from .optim import clip_per_tensor
+from .optim import clip_per_module, clip_per_tensor
 
 if TYPE_CHECKING:
     from .trainer import SSLTrainer
@@ -43,6 +43,8 @@ class MethodCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.clip_grad_per_tensor > 0:
             clip_per_tensor(self.trainer.method.parameters(), args.clip_grad_per_tensor)
+        if args.clip_grad_per_module > 0:
+            clip_per_module(self.trainer.method, args.clip_grad_per_module)
         self.trainer.method.before_optimizer_step(state.global_step / state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:

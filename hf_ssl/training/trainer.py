@@ -26,9 +26,9 @@ from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
 from . import online, precision
 from .arguments import SSLTrainingArguments
+from .build import check_rows
 from .callbacks import HealthCallback, MethodCallback, StopCallback
-from .lars import LARS
-from .optim import decay_names, scaled_learning_rate
+from .optim import decay_names, hold_constant_rates, mark_groups, own_optimiser, scaled_learning_rate
 from .publish import PublishingTrainer
 from .resume import EpochLoader, last_complete_checkpoint
 
@@ -200,6 +200,8 @@ class SSLTrainer(PublishingTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch on the device, its uint8 views normalised there; `_index` goes to the model as ``index``."""
+        if "_index" in inputs:
+            check_rows(inputs["_index"], self.method.config.num_examples, self.train_source)
         prepared = self.views.prepare(super()._prepare_inputs(inputs))
         return {key.removeprefix("_"): value for key, value in prepared.items()}
 
@@ -251,17 +253,12 @@ class SSLTrainer(PublishingTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         args = self.args
         if self.optimizer is None and args.own_optimiser:
-            shared = {"lr": args.learning_rate, "momentum": args.momentum}
-            sgd = (torch.optim.SGD, {**shared, "nesterov": args.momentum > 0})
-            self.optimizer_cls_and_kwargs = (LARS, shared) if args.own_optimiser == "lars" else sgd
+            self.optimizer_cls_and_kwargs = own_optimiser(args.own_optimiser, args.learning_rate, args.momentum)
         optimizer = super().create_optimizer(model)
         trained: Any = self.model if model is None else model
         names = decay_names(trained)
-        decayed = {id(parameter) for name, parameter in trained.named_parameters() if name in names}
-        for group in optimizer.param_groups:
-            group["decayed"] = all(id(parameter) in decayed for parameter in group["params"])
-            if args.own_optimiser == "lars":
-                group["always_adapt"] = group["decayed"]
+        decayed = [parameter for name, parameter in trained.named_parameters() if name in names]
+        mark_groups(optimizer, decayed, self.method.constant_rate_parameters(), self.method.learning_rates())
         return optimizer
 
     def create_scheduler(
@@ -276,7 +273,9 @@ class SSLTrainer(PublishingTrainer):
                 followed, lambda step: shape(step / steps, 1.0, end, warmup)
             )
             self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        hold_constant_rates(scheduler)
+        return scheduler
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class Budget(TrainerCallback):
 
 def set_learning_rate(optimizer: Any, share: float, peak: float, warmup: float, end: float = 0.0) -> None:
     """The warm-up and half cosine of ``hf-ssl train`` at ``share`` of the budget."""
-    for group in optimizer.param_groups:
+    for group in (group for group in optimizer.param_groups if not group.get("constant_rate")):
         group["lr"] = schedules.warmup_cosine(min(share, 1.0), peak, end, warmup)
 
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,9 @@ class Board:
         known = {(row["dataset"], row["asked"], row["seed"], row["budget"]) for row in self.rows}
         missing = [one for one in wanted if one not in known]
         with ThreadPoolExecutor(self.jobs) as pool:
-            for (dataset, method, seed, _), done in zip(missing, pool.map(self._row, missing), strict=True):
+            futures = {pool.submit(self._row, one): one for one in missing}
+            for future in as_completed(futures):
+                done, (dataset, method, seed, _) = future.result(), futures[future]
                 if done.returncode:
                     print(f"{method} on {dataset}, seed {seed} FAILED: {done.stderr.strip()[-600:]}", flush=True)
                     continue

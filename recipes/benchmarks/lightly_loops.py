@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import RandomErasing
 
 from hf_ssl import backbones, schedules
 from hf_ssl.processing.views import ViewGroup
@@ -77,9 +78,11 @@ class DINO(nn.Module):
 class MAE(nn.Module):
     def __init__(self, backbone: Any, s: Settings):
         from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+        from timm.layers import set_fused_attn
         from timm.models.vision_transformer import VisionTransformer
 
         super().__init__()
+        set_fused_attn(s["attn_implementation"] != "eager")  # as our side: bf16 sdpa is slow on a CPU
         c, hidden = backbone.config, s["decoder_hidden_size"]
         vit = VisionTransformer(
             c.image_size, c.patch_size, c.num_channels, 0, embed_dim=c.hidden_size, depth=c.num_hidden_layers,
@@ -121,7 +124,8 @@ def settings(plan: Any, trainer: Any) -> Settings:
     """Every setting of our run by name: the fields of its first view group, of its config and of its training."""
     groups = [dataclasses.asdict(ViewGroup((1, 1))) | group for group in trainer.processing_class.views]
     training = {**trainer.args.to_dict(), **plan.group("training"), "learning_rate": trainer.args.learning_rate}
-    return {**trainer.method.config.to_dict(), **training, **groups[0], "groups": groups}
+    attention = {"attn_implementation": plan.group("model").get("attn_implementation")}
+    return {**trainer.method.config.to_dict(), **attention, **training, **groups[0], "groups": groups}
 
 
 def transform(method: str, s: Settings, processor: Any) -> Callable[[Any], list[Tensor]]:
@@ -129,8 +133,10 @@ def transform(method: str, s: Settings, processor: Any) -> Callable[[Any], list[
     from lightly import transforms
 
     size, normalise = processor.size["height"], {"mean": processor.image_mean, "std": processor.image_std}
-    if method == "mae":  # always mirrors
-        return transforms.MAETransform(size, (s["scale"] or [1.0])[0], normalise)
+    if method == "mae":  # has no parameter for how often it mirrors
+        views = transforms.MAETransform(size, (s["scale"] or [1.0])[0], normalise)
+        views.transform.transforms[1].p = s["hflip"]
+        return views
     colour = {
         "hf_prob": s["hflip"], "cj_prob": s["jitter_p"], "cj_strength": 1.0, "cj_bright": _amount(s["brightness"]),
         "cj_contrast": _amount(s["contrast"]), "cj_sat": _amount(s["saturation"]), "cj_hue": _amount(s["hue"]),
@@ -138,14 +144,25 @@ def transform(method: str, s: Settings, processor: Any) -> Callable[[Any], list[
         "rr_degrees": s["rotation"] or None, "normalize": normalise,
     }  # fmt: skip
     if method == "simclr":
-        return transforms.SimCLRTransform(size, min_scale=s["scale"][0], gaussian_blur=s["blur_p"], **colour)
+        return _erase(
+            transforms.SimCLRTransform(size, min_scale=s["scale"][0], gaussian_blur=s["blur_p"], **colour), s
+        )
     large = [group for group in s["groups"] if group["key"] == "pixel_values"]
     small = next((g for g in s["groups"] if g["key"] != "pixel_values"), {**s, "size": size, "count": 0})
     local = (small["size"] if isinstance(small["size"], int) else small["size"][0], tuple(small["scale"]))
-    return transforms.DINOTransform(
+    views = transforms.DINOTransform(
         size, tuple(s["scale"]), *local, small["count"], solarization_prob=large[-1]["solarize_p"],
         gaussian_blur=(large[0]["blur_p"], large[-1]["blur_p"], small["blur_p"]), **colour,
     )  # fmt: skip
+    return _erase(views, s)
+
+
+def _erase(views: Any, s: Settings) -> Any:
+    """torchvision's erasing after the last step of every view: lightly's transforms have none."""
+    if s["erase_p"]:
+        for pipeline in {id(view): view.transform for view in views.transforms}.values():
+            pipeline.transforms.append(RandomErasing(s["erase_p"], tuple(s["erase_scale"])))
+    return views
 
 
 def _amount(value: Any) -> float:

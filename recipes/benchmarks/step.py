@@ -60,6 +60,7 @@ ROWS = {
     "simclr-r50": Row("simclr", "resnet-50", 16, 224, "lightly_simclr", "auto", "bf16", "1.4x peer, <= 1.25 backbone"),
     "dino-b2": Row("dino", "vit-small", 2, 224, "lightly_dino", target="1.5x peer, <= 1.15 backbone"),
     "dino-b16": Row("dino", "vit-small", 16, 224, "lightly_dino", target="1.5x peer, <= 1.15 backbone"),
+    "dino-b16-auto": Row("dino", "vit-small", 16, 224, "lightly_dino", "auto", target="1.5x peer"),
     "dino-b2-bf16": Row("dino", "vit-small", 2, 224, "lightly_dino", "auto", "bf16"),
     "dino-b16-bf16": Row("dino", "vit-small", 16, 224, "lightly_dino", "auto", "bf16"),
     "mae-b4": Row("mae", "vit-base", 4, 224, "transformers_mae", target="1x peer"),

@@ -250,7 +250,8 @@ def test_bf16_autocast_stays_close(name: str) -> None:
     exact = model(**views).loss.detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = build(name)(**views).loss.detach()
-    assert rough.dtype == torch.float32 and abs(float(rough - exact)) < 0.05 * abs(float(exact))
+    scale = max(abs(float(exact)), 0.5)  # a cosine may lie next to 0
+    assert rough.dtype == torch.float32 and abs(float(rough - exact)) < 0.05 * scale
 
 
 class HostReads(TorchDispatchMode):

@@ -1,7 +1,7 @@
 """The smallest setting of every method: a new method adds one row to TINY, and the whole contract suite runs on it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig
 
 from hf_ssl import text
+from hf_ssl.masks import block_masks
 from hf_ssl.methods import load
 from hf_ssl.modeling import SSLConfig, SSLModel
 from hf_ssl.processing import SSLImageProcessor
@@ -18,6 +19,15 @@ from hf_ssl.processing.image_text import ImageTextProcessor
 VIT = {
     "model_type": "vit", "image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 2, "intermediate_size": 32, "layer_norm_eps": 1e-6,
+}  # fmt: skip
+DINOV2 = {
+    "model_type": "dinov2_with_registers", "image_size": 16, "patch_size": 4, "hidden_size": 16,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "num_register_tokens": 3,
+}  # fmt: skip
+DINOV3 = {
+    "model_type": "dinov3_vit", "image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 32, "num_register_tokens": 3,
+    "pos_embed_rescale": None,  # positions are not redrawn: ranks and repeated passes then agree
 }  # fmt: skip
 RESNET = {
     "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "layer_type": "basic",
@@ -50,17 +60,89 @@ class Tiny:
     classes: int = 0  # > 0: batches of labelled and unlabelled images, a backbone with a classifier
     native: Callable[[dict[str, Any]], dict[str, Any]] = dict  # an image backbone's fields -> backbone_config
     fixed_noise: bool = False  # forward draws random numbers itself, and takes them as ``noise`` (B, patches)
+    fixed_masks: bool = False  # likewise ``masks`` (B, 2, patches), block-wise, half of the crops
 
 
+MASKED_SIAMESE = Tiny(
+    {"out_dim": 12, "hidden_dim": 16, "projection_dim": 8, "patch_drop": 0.25, "temperature": 0.5},
+    {"size": 16, "local_pixel_values": {"size": 8, "count": 2}},
+    accumulates=False,
+    takes_resnet=False,
+)
+CROPS = {"size": 16, "local_pixel_values": {"size": 8, "count": 2}}
+CLUSTERS = {"projection_dim": 8, "hidden_dim": 16, "num_prototypes": 6, "temperature": 0.2}
+LABELS = {**CLUSTERS, "heads": 3, "num_examples": 8}  # a label per image, new ones after every eight
+INSTANCES = {  # a step of 8 images, twice over; Z given: what the first of two micro-batches says is not what both say
+    "num_examples": 24, "projection_dim": 8, "temperature": 0.5, "nce_negatives": 12, "partition": 30.0,
+}  # fmt: skip
+PATCH_DISTILLATION = Tiny(
+    {"out_dim": 12, "hidden_dim": 16, "bottleneck_dim": 8, "freeze_last_layer": 0.0},
+    {"size": 16, "local_pixel_values": {"size": 8, "count": 2}},
+    accumulates=False,
+    takes_resnet=False,
+    fixed_masks=True,
+)
 TINY: dict[str, Tiny] = {
+    "instdisc": Tiny(INSTANCES),
+    "pirl": Tiny({**INSTANCES, "num_patches": 4}, {"size": 16, "patch_pixel_values": {"size": None, "grid": 2}}),
+    "dcl": Tiny({"projection_dim": 8, "hidden_dim": 16, "temperature": 0.5}, accumulates=False),
+    "nnclr": Tiny(
+        {"projection_dim": 8, "hidden_dim": 16, "predictor_hidden_dim": 16, "queue_size": 24, "temperature": 1.0},
+        accumulates=False,
+    ),
     "clip": Tiny({}, {"size": 16, "tokenizer": TOKENIZER}, accumulates=False, takes_resnet=False, native=two_towers),
+    "barlow_twins": Tiny({"projection_dim": 8, "hidden_dim": 16}, accumulates=False),
+    "lejepa": Tiny(
+        {"projection_dim": 8, "hidden_dim": 16, "directions": 16},
+        {"size": 16, "local_pixel_values": {"size": 8, "count": 2}},
+        accumulates=False,
+    ),
+    "vicreg": Tiny({"projection_dim": 8, "hidden_dim": 16}, accumulates=False),
+    "vicregl": Tiny({"projection_dim": 8, "hidden_dim": 16, "map_dim": 8, "matches": 3}, accumulates=False),
+    "w_mse": Tiny(
+        {"projection_dim": 3, "hidden_dim": 16, "sub_batch": 4, "iterations": 2, "epsilon": 0.1}, accumulates=False
+    ),
     "simclr": Tiny({"projection_dim": 8, "hidden_dim": 16, "temperature": 0.5}, accumulates=False),
     "dino": Tiny(
         {"out_dim": 12, "hidden_dim": 16, "bottleneck_dim": 8, "teacher_temperature": 0.07, "freeze_last_layer": 0.0},
         {"size": 16, "local_pixel_values": {"size": 8, "count": 2}},
         no_gradient=("head.last_layer.weight_g",),
     ),
+    "dinov2": PATCH_DISTILLATION,
+    "dinov3": replace(
+        PATCH_DISTILLATION,
+        config={
+            **PATCH_DISTILLATION.config,
+            "patch_out_dim": 10,
+            "patch_hidden_dim": 16,
+            "patch_bottleneck_dim": 8,
+        },
+    ),
+    "swav": Tiny({**CLUSTERS, "queue_size": 8, "queue_start": 0.0}, CROPS, accumulates=False),
+    "deepcluster_v2": Tiny({**LABELS, "kmeans_iterations": 3}, CROPS, accumulates=False),
+    "sela_v2": Tiny({**LABELS, "sinkhorn_iterations": 5}, CROPS, accumulates=False),
     "fixmatch": Tiny({"threshold": 0.26}, classes=4),  # low enough for an untrained model's guesses
+    "obow": Tiny({"vocabulary_size": 12}, {**CROPS, "pixel_values": {"size": None}}, accumulates=False),
+    "infomin": Tiny(
+        {"projection_dim": 8, "queue_size": 24, "num_patches": 4, "teacher_momentum": 0.9},
+        {"size": 16, "patch_pixel_values": {"size": None, "grid": 2}},
+    ),
+    "moco": Tiny({"projection_dim": 8, "queue_size": 24, "temperature": 0.2, "teacher_momentum": 0.9}),
+    "mocov3": Tiny(
+        {"projection_dim": 8, "hidden_dim": 16},
+        no_gradient=("embeddings.position_embeddings", "projection.weight", "projection.bias"),
+        accumulates=False,
+    ),
+    "msn": MASKED_SIAMESE,
+    "pmsn": MASKED_SIAMESE,
+    "simclr_v2": Tiny(
+        {"projection_dim": 8, "hidden_dim": 16, "temperature": 1.0, "memory_size": 20, "teacher_momentum": 0.9},
+        accumulates=False,
+    ),
+    "byol": Tiny({"projection_dim": 8, "hidden_dim": 16, "teacher_momentum": 0.9}),
+    "ressl": Tiny({"projection_dim": 8, "hidden_dim": 16, "queue_size": 24, "teacher_momentum": 0.9}),
+    "simsiam": Tiny({"projection_dim": 16, "bottleneck_dim": 8}),
+    "tico": Tiny({"projection_dim": 8, "hidden_dim": 16, "teacher_momentum": 0.9}, accumulates=False),
     "mae": Tiny(
         {"decoder_hidden_size": 16, "decoder_num_layers": 1, "decoder_num_heads": 2, "decoder_intermediate_size": 32},
         no_gradient=("embeddings.position_embeddings",),
@@ -110,6 +192,11 @@ def batch(name: str, count: int = 4, seed: int = 0, **fields: Any) -> dict[str, 
     if TINY[name].fixed_noise:
         patches = (made.size["height"] // VIT["patch_size"]) * (made.size["width"] // VIT["patch_size"])
         views["noise"] = torch.rand(count, patches, generator=torch.Generator().manual_seed(seed))
+    if TINY[name].fixed_masks:
+        grid = (made.size["height"] // VIT["patch_size"], made.size["width"] // VIT["patch_size"])
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            views["masks"] = block_masks(2 * count, grid, 0.5, (0.1, 0.5)).unflatten(0, (count, 2))
     if load(name).needs_index:
         views["index"] = torch.arange(count)
     if isinstance(made, ImageTextProcessor):

@@ -46,6 +46,19 @@ def test_rgb_is_exact_from_every_kind_of_value(tmp_path):
         assert picture.dtype == np.uint8 and picture.flags.c_contiguous
 
 
+def test_plain_pgm_is_read_where_it_lies_and_any_other_as_pillow_does():
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    pixels = grey.tobytes()
+    data = b"P5 3 2 255\n" + pixels
+    np.testing.assert_array_equal(decode_image(data, channels=1), grey[:, :, None])
+    np.testing.assert_array_equal(decode_image(b"P5\n# said\n3 2\n255\n" + pixels, channels=1), grey[:, :, None])
+    np.testing.assert_array_equal(decode_image(data), np.repeat(grey[:, :, None], 3, 2))
+    assert decode_image(b"P5 3 2 15\n" + pixels, channels=1)[1, 2, 0] == 85  # 5 of 15
+    np.testing.assert_array_equal(decode_image(data + b"more", channels=1), grey[:, :, None])
+    with pytest.raises(BadImageError):
+        decode_image(data[:-1], channels=1, where="short.pgm")
+
+
 def test_grey_kinds():
     grey = np.array([[0, 100, 255]], np.uint8)
     for value in (encode(grey), grey, grey[:, :, None]):

@@ -163,7 +163,7 @@ def test_dino_comes_back_whole(which: str | None, tmp_path: Path) -> None:
             hidden = nn.functional.linear(hidden, head["mlp.4.weight"], head["mlp.4.bias"])
             last = torch._weight_norm(head["last_layer.weight_v"], head["last_layer.weight_g"], 0)
             same(ours(x), nn.functional.normalize(hidden, dim=-1) @ last.T)
-    assert torch.equal(own.center, found["dino_loss"]["center"])
+    assert torch.equal(own.center.value, found["dino_loss"]["center"])
     report = accounted(tmp_path / "out", count(found))
     assert {"args", "fp16_scaler.scale", "epoch"} <= set(report["left_out"])
     for file in (tmp_path / "out").rglob("*"):

@@ -12,9 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_ssl import distributed
 from hf_ssl.methods import METHODS
 from hf_ssl.modeling import SSLModel
-from tests.contract.tiny import RESNET, TINY, VIT, batch, build
+from tests.contract.tiny import DINOV2, DINOV3, RESNET, TINY, VIT, batch, build
 
 IMAGES = 8
+BACKBONES = {"vit": VIT, "resnet": RESNET, "dinov2": DINOV2, "dinov3": DINOV3}
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,54 @@ class Setting:
     batchnorm: bool = False  # statistics over the batch: micro-batches see other ones
 
 
-SETTINGS: dict[str, Setting] = {name: Setting(name, batchnorm=name == "simclr") for name in sorted(METHODS)} | {
+BATCHNORM_HEADS = {
+    "dcl",
+    "nnclr",
+    "barlow_twins",
+    "byol",
+    "deepcluster_v2",
+    "lejepa",
+    "mocov3",
+    "msn",
+    "obow",
+    "pmsn",
+    "sela_v2",
+    "simclr",
+    "simclr_v2",
+    "simsiam",
+    "swav",
+    "tico",
+    "vicreg",
+    "vicregl",
+    "w_mse",
+}
+SETTINGS: dict[str, Setting] = {name: Setting(name, batchnorm=name in BATCHNORM_HEADS) for name in sorted(METHODS)} | {
     f"{name}-resnet": Setting(name, "resnet", batchnorm=True) for name in sorted(METHODS) if TINY[name].takes_resnet
 }
+# every row of the bank; the own row against noise; Z estimated, which each first micro-batch would do for itself
+SETTINGS["instdisc-softmax"] = Setting("instdisc", fields=(("nce_negatives", 0),))
+SETTINGS["instdisc-infonce"] = Setting("instdisc", fields=(("criterion", "cross_entropy"),))
+SETTINGS["instdisc-estimate"] = Setting("instdisc", fields=(("partition", None),), batchnorm=True)
+SETTINGS["dclw"] = Setting("dcl", fields=(("weighted", True),), batchnorm=True)
 SETTINGS["dino-bn-head"] = Setting("dino", fields=(("use_bn_in_head", True),), batchnorm=True)
 # two chunks a rank, four in the single process
 SETTINGS["clip-chunks"] = Setting("clip", fields=(("micro_batch_size", 2),))
 # the rest of the run's conditions: in the middle of the warm-up, the prototypes' gain trained
 SETTINGS["dino-warmup"] = Setting("dino", fields=(("norm_last_layer", False), ("teacher_temperature", 0.04)))
+# patches are centred over what all ranks mask, few or many; prototypes differ by head
+SETTINGS["dinov2-registers"] = Setting(
+    "dinov2", "dinov2", (("centering", "sinkhorn"), ("separate_heads", True), ("patch_out_dim", 10))
+)
+SETTINGS["dinov3-gram"] = Setting("dinov3", "dinov3", (("gram_weight", 2.0), ("gram_warmup", 0.0), ("gram_every", 1)))
+# sums and weights of 25 make a first step so long that rounding would show at the second
+SETTINGS["barlow_twins"] = Setting("barlow_twins", fields=(("projection_dim", 2),), batchnorm=True)
+SETTINGS["barlow_twins-resnet"] = Setting(
+    "barlow_twins", "resnet", fields=(("projection_dim", 4), ("num_layers", 1)), batchnorm=True
+)
+_SHORT = (("invariance_weight", 1.0), ("variance_weight", 1.0), ("covariance_weight", 0.04))
+for _name in ("vicreg", "vicregl"):
+    SETTINGS[_name] = Setting(_name, fields=_SHORT, batchnorm=True)
+    SETTINGS[f"{_name}-resnet"] = Setting(_name, "resnet", fields=_SHORT, batchnorm=True)
 # of the conditioned models' guesses about half count
 SETTINGS["fixmatch"] = Setting("fixmatch", fields=(("threshold", 0.7),))
 SETTINGS["fixmatch-aligned"] = Setting(
@@ -47,7 +88,7 @@ def optimiser_step(name: str, micro_batches: int = 1, steps: int = 2) -> dict[st
     Gradients are what the optimiser sees; the loss is the mean over micro-batches and ranks.
     """
     setting = SETTINGS[name]
-    model = build(setting.method, VIT if setting.backbone == "vit" else RESNET, **dict(setting.fields))
+    model = build(setting.method, BACKBONES[setting.backbone], **dict(setting.fields))
     _condition(model)
     model.total_steps.fill_(10)
     world, rank = distributed.world_size(), distributed.rank()
@@ -130,8 +171,22 @@ def batchnorm() -> dict[str, Tensor]:
     return result
 
 
+def sinkhorn() -> dict[str, Tensor]:
+    """Assignments of nine rows, five of them rank 0's; a row of −∞ among them; a rank that has none."""
+    torch.manual_seed(0)
+    scores = torch.randn(9, 6)
+    masked = scores.clone()
+    masked[[1, 7]] = float("-inf")
+    splits = {"whole": (scores, 5, 3), "unscaled": (scores, 5, 0), "masked": (masked, 5, 3), "empty": (scores, 9, 3)}
+    result = {}
+    for name, (rows, mine, iterations) in splits.items():
+        share = rows.tensor_split([mine])[distributed.rank()] if distributed.world_size() > 1 else rows
+        result[name] = distributed.sinkhorn(share, 0.5, iterations)
+    return result
+
+
 def scenario(name: str) -> dict[str, Tensor]:
-    if name in ("gather", "batchnorm"):
+    if name in ("gather", "batchnorm", "sinkhorn"):
         return globals()[name]()
     setting, _, micro = name.partition("/")
     return optimiser_step(setting, int(micro or 1))

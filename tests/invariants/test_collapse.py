@@ -26,19 +26,21 @@ GENTLE = {  # views that a net of this size can tell apart after a few dozen ste
 STEPS, BATCH = 40, 32
 
 
-def train(name: str, seed: int, backbone: dict, **fields) -> tuple[SSLModel, list[dict[str, float]]]:
+def train(name: str, seed: int, backbone: dict, lr: float = 2e-3, **fields) -> tuple[SSLModel, list[dict[str, float]]]:
     """STEPS optimiser steps on smooth random pictures; the model and what each step logged."""
     model = build(name, backbone, seed=seed, **fields)
     model.total_steps.fill_(STEPS)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.04)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.04)
     views = processor(name, **GENTLE)
     bank = pictures(4 * BATCH, seed=seed)
     logged = []
     for step in range(STEPS):
         rows = torch.randint(len(bank), (BATCH,)).tolist()
         optimizer.zero_grad()
-        output = model(**views([bank[row] for row in rows], seed=1000 * seed + step))
+        index = {"index": torch.tensor(rows)} if model.needs_index else {}
+        output = model(**views([bank[row] for row in rows], seed=1000 * seed + step), **index)
         output.loss.backward()
+        model.before_optimizer_step(step / STEPS)
         optimizer.step()
         model.after_optimizer_step()
         logged.append(
@@ -79,3 +81,22 @@ def test_the_measures_catch_both_collapses_of_dino() -> None:
     hot = {**DINO, "teacher_temperature": 1.0, "warmup_teacher_temperature": 1.0}  # no sharpening
     _, logged = train("dino", 0, RESNET, **hot)
     assert logged[-1]["teacher_entropy"] > 0.995 * math.log(64)
+
+
+CLUSTERS = {"projection_dim": 16, "hidden_dim": 64, "num_prototypes": 64, "temperature": 0.1}
+CLUSTERING = {
+    "swav": {**CLUSTERS, "queue_size": 0, "epsilon": 0.02, "freeze_prototypes": 0.05},
+    "deepcluster_v2": {**CLUSTERS, "num_examples": 128, "kmeans_iterations": 10},
+    "sela_v2": {**CLUSTERS, "num_examples": 128, "sinkhorn_iterations": 50, "freeze_prototypes": 0.05},
+    "obow": {"vocabulary_size": 256, "teacher_momentum": 0.9},
+}
+
+
+@pytest.mark.parametrize("name", CLUSTERING)
+def test_clusters_and_words_spread_the_embeddings(name: str) -> None:
+    model, logged = train(name, 0, RESNET, 1e-3, **CLUSTERING[name])
+    spread, rank = health(model)  # seen: 0.43–0.51 and 29–34; untrained: 0.30 and 18
+    assert spread > 0.36 and rank > 24
+    assert logged[-1]["loss"] < logged[0]["loss"] - 0.2
+    for entropy in {"prototype_entropy", "vocabulary_entropy"} & set(logged[-1]):  # seen: 4.16 of 64, 4.18 of 256
+        assert logged[-1][entropy] > 3.5

@@ -50,7 +50,7 @@ def test_state_after_the_run_is_the_same(runs) -> None:
         torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
     moved = {key for key, value in whole.items() if not torch.equal(value, start[key])}
     assert {
-        "center",
+        "center.value",
         "head.mlp.0.weight",
         "teacher_head.mlp.0.weight",
         "teacher_backbone.layers.0.mlp.fc1.weight",

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_ssl.methods.joint_embedding.dino import _target_metrics, dino_loss
+from hf_ssl.losses import dino_loss, target_entropies
 from tests.contract.tiny import RESNET, batch, build
 
 
@@ -39,41 +39,41 @@ def test_teacher_sees_large_crops_only() -> None:
     model = build("dino")
     views = batch("dino")
     loss = model(**views).loss
-    seen, count = model.center_sum.clone(), model.center_count.clone()
+    seen, count = model.center.sum.clone(), model.center.count.clone()
     assert count == 8  # two large crops of four images
-    model.center_sum.zero_()
-    model.center_count.zero_()
+    model.center.sum.zero_()
+    model.center.count.zero_()
     other = model(views["pixel_values"], views["local_pixel_values"].flip(0)).loss
-    assert torch.equal(model.center_sum, seen) and not torch.equal(other, loss)
+    assert torch.equal(model.center.sum, seen) and not torch.equal(other, loss)
 
 
 def test_center_by_hand_once_per_optimiser_step_over_all_micro_batches() -> None:
     model = build("dino", center_momentum=0.75)
     logits = torch.randn(3, 8, 12)
-    model.center.fill_(2.0)
+    model.center.value.fill_(2.0)
     for teacher in logits[:2]:  # two micro-batches
         model.distil(torch.randn(16, 12), teacher, 4)
-        assert (model.center == 2).all()  # the loss of every micro-batch uses the centre before the step
+        assert (model.center.value == 2).all()  # the loss of every micro-batch uses the centre before the step
     model.after_optimizer_step()
     wanted = 0.75 * 2.0 + 0.25 * logits[:2].flatten(0, 1).mean(0, keepdim=True)
-    torch.testing.assert_close(model.center, wanted)
+    torch.testing.assert_close(model.center.value, wanted)
     model.distil(torch.randn(16, 12), logits[2], 4)  # the sums started anew
     model.after_optimizer_step()
-    torch.testing.assert_close(model.center, 0.75 * wanted + 0.25 * logits[2].mean(0, keepdim=True))
+    torch.testing.assert_close(model.center.value, 0.75 * wanted + 0.25 * logits[2].mean(0, keepdim=True))
 
 
 def test_evaluating_leaves_the_center_alone() -> None:
     model = build("dino").eval()
     model(**batch("dino"))
-    assert model.center_count == 0 and not model.center_sum.any()
+    assert model.center.count == 0 and not model.center.sum.any()
 
 
 def test_center_is_subtracted_before_the_temperature() -> None:
     model = build("dino", teacher_temperature=0.5, warmup_teacher_temperature=0.5)
     logits = torch.randn(8, 12)
-    model.center.normal_()
+    model.center.value.normal_()
     _, targets = model.distil(torch.randn(16, 12), logits, 4)
-    torch.testing.assert_close(targets, ((logits - model.center) / 0.5).softmax(-1))
+    torch.testing.assert_close(targets, ((logits - model.center.value) / 0.5).softmax(-1))
 
 
 def test_temperature_warms_up_over_its_share_of_the_run() -> None:
@@ -123,13 +123,13 @@ def test_the_teacher_is_exported() -> None:
 
 def test_entropies_name_both_kinds_of_collapse() -> None:
     one_hot = torch.eye(4)
-    metrics = _target_metrics(one_hot)
+    metrics = target_entropies(one_hot)
     assert float(metrics["teacher_entropy"]) == 0 and float(metrics["prototype_entropy"]) == pytest.approx(
         1.3863, abs=1e-4
     )
-    metrics = _target_metrics(one_hot[:1].expand(4, -1))
+    metrics = target_entropies(one_hot[:1].expand(4, -1))
     assert float(metrics["prototype_entropy"]) == 0  # everything on one prototype
-    metrics = _target_metrics(torch.full((3, 4), 0.25))
+    metrics = target_entropies(torch.full((3, 4), 0.25))
     assert float(metrics["teacher_entropy"]) == pytest.approx(1.3863, abs=1e-4)
 
 

@@ -179,7 +179,7 @@ def test_a_strong_view_takes_numbers_by_its_operations_alone():
         ({"hflip": 1.5}, ["hflip must be a probability from 0 to 1, not 1.5"]),
         ({"scale": [1, 0.5]}, ["scale must be [low, high]"]),
         ({"scale": 0.5}, ["scale must be [low, high]"]),
-        ({"count": 0}, ["count must be a whole number of at least 1, not 0"]),
+        ({"count": -1}, ["count must be a whole number from 0 up, not -1"]),
         ({"count": True}, ["count must be"]),
         ({"hue": 0.7}, ["hue must be a number from 0 to .5"]),
         ({"hue": float("nan")}, ["hue must be"]),

@@ -85,6 +85,13 @@ def test_state_moves_once_per_optimiser_step_whatever_the_accumulation(tmp_path,
     assert trainer.method.step.item() == 3 and trainer.method.total_steps.item() == 3
 
 
+def test_a_run_counted_in_epochs_knows_all_its_steps(tmp_path, pictures):
+    """solo-learn cf70ac0 took an epoch's steps for the run's: every schedule had ended after the first epoch."""
+    trainer = make_trainer(pictures, tmp_path, num_train_epochs=2, save_strategy="no")
+    trainer.train()
+    assert trainer.method.total_steps.item() == 2 * 6 == trainer.method.step.item()
+
+
 def test_weight_decay_follows_its_cosine(tmp_path, pictures):
     trainer = make_trainer(pictures, tmp_path, max_steps=4, weight_decay=0.04, weight_decay_end=0.4)
     decays = []

@@ -6,7 +6,6 @@ iBOT and DINOv2 add the same loss on masked patches; DINOv2/v3 replace the centr
 """
 
 from collections.abc import Iterator
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -14,12 +13,13 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 
-from ... import backbones, distributed, schedules
+from ... import backbones, schedules
 from ...heads import DINOHead
-from ...modeling import MultiViewConfig, Paper, SSLModel, SSLOutput
-from ...momentum import make_teacher
+from ...joint_embedding import TeacherModel
+from ...losses import dino_loss, target_entropies
+from ...memory import Center
+from ...modeling import MultiViewConfig, Paper, SSLOutput
 from ...processing import SSLImageProcessor
 
 
@@ -65,10 +65,11 @@ class DINOImageProcessor(SSLImageProcessor):
     ]
 
 
-class DINOForPreTraining(SSLModel):
+class DINOForPreTraining(TeacherModel):
     """Student and EMA teacher, each backbone + head; the teacher sees the large crops only."""
 
     config: DINOConfig
+    followed = ("backbone", "head")
     processor_class = DINOImageProcessor
     paper = Paper(
         name="DINO",
@@ -96,27 +97,16 @@ class DINOForPreTraining(SSLModel):
             backbones.feature_dim(self.backbone), config.out_dim, config.hidden_dim, config.bottleneck_dim,
             config.num_layers, config.use_bn_in_head,
         )  # fmt: skip
-        self.teacher_backbone: PreTrainedModel = make_teacher(self.backbone)
-        self.teacher_head = make_teacher(self.head)
+        self.add_teacher()
         if config.interpolate_offset:
             for model in (self.backbone, self.teacher_backbone):
                 backbones.set_position_offset(model, config.interpolate_offset)
-        self.center = nn.Buffer(torch.zeros(1, config.out_dim))
-        # of the micro-batches since the last optimiser step
-        self.center_sum = nn.Buffer(torch.zeros(1, config.out_dim))
-        self.center_count = nn.Buffer(torch.zeros(()))
+        self.center = Center(config.out_dim)
         self.post_init()
 
     @property
     def export_backbone(self) -> PreTrainedModel:
         return self.teacher_backbone  # the teacher is the better model throughout training (section 5.1)
-
-    def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        yield self.backbone, self.teacher_backbone
-        yield self.head, self.teacher_head
-
-    def teacher_momentum(self, progress: float) -> float:
-        return schedules.cosine(progress, self.config.teacher_momentum, 1.0)
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         if self.config.norm_last_layer:
@@ -124,8 +114,7 @@ class DINOForPreTraining(SSLModel):
 
     def before_optimizer_step(self, progress: float) -> None:
         if progress < self.config.freeze_last_layer:
-            for parameter in self.head.last_layer.parameters():
-                parameter.grad = None
+            self.head.spare_prototypes()
 
     def teacher_temperature(self) -> Tensor:
         c = self.config
@@ -139,74 +128,17 @@ class DINOForPreTraining(SSLModel):
             return SSLOutput(embeddings=self.features(pixel_values))
         batch = len(pixel_values)
         crops = [pixel_values] if local_pixel_values is None else [pixel_values, local_pixel_values]
-        encoded = [self._encode(self.backbone, views) for views in crops]  # crops of one size share one pass
-        student = self._project(self.head, torch.cat(encoded), batch)
-        with torch.no_grad():
-            teacher = self._project(self.teacher_head, self._encode(self.teacher_backbone, pixel_values), batch)
-        loss, targets = self.distil(student, teacher.float(), batch)
-        return SSLOutput(loss, encoded[0], _target_metrics(targets))
-
-    def _encode(self, backbone: PreTrainedModel, views: Tensor) -> Tensor:
-        """(B, V, C, H, W) -> (V·B, D), crop-major."""
-        return backbones.over_views(partial(backbones.features, backbone), views, self.config.joint_batchnorm)
-
-    def _project(self, head: nn.Module, embeddings: Tensor, batch: int) -> Tensor:
-        """(V·B, D) -> (V·B, K) logits."""
-        if self.config.joint_batchnorm or not self.config.use_bn_in_head:
-            return head(embeddings)
-        return torch.cat([head(view) for view in embeddings.split(batch)])
+        encoded = [self.encode(views) for views in crops]  # crops of one size share one pass
+        student = self.project(self.head, torch.cat(encoded), batch)
+        loss, targets = self.distil(student, self.teach(pixel_values), batch)
+        return SSLOutput(loss, encoded[0], target_entropies(targets))
 
     def distil(self, student: Tensor, teacher: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Student (V·B, K) against raw teacher logits (2·B, K), crop-major: the loss and the targets (2·B, K)."""
-        targets = F.softmax((teacher - self.center) / self.teacher_temperature(), dim=-1)
+        targets = F.softmax((teacher - self.center.value) / self.teacher_temperature(), dim=-1)
         if self.training:
-            self._observe(teacher)
+            self.center.observe(teacher)
         return dino_loss(student, targets, batch, self.config.student_temperature), targets
 
-    @torch.no_grad()
-    def _observe(self, teacher: Tensor) -> None:
-        """Remember a micro-batch's raw teacher logits for the centre."""
-        self.center_sum.add_(teacher.sum(0, keepdim=True))
-        self.center_count.add_(len(teacher))
-
-    @torch.no_grad()
     def update_state(self) -> None:
-        """Centre ← EMA of the mean over all micro-batches and ranks (eq. 4)."""
-        mean = distributed.all_mean(self.center_sum / self.center_count.clamp(min=1), self.center_count)
-        self.center.lerp_(mean, 1 - self.config.center_momentum)
-        self.center_sum.zero_()
-        self.center_count.zero_()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self:
-            for buffer in (self.center, self.center_sum, self.center_count):
-                init.zeros_(buffer)
-
-
-def dino_loss(student: Tensor, targets: Tensor, batch: int, temperature: float) -> Tensor:
-    """Cross-entropy of every student crop against every teacher crop but itself (eq. 3).
-
-    student: (V·B, K) logits, crop-major, the large crops first; targets: (T·B, K) probabilities. Mean over the batch,
-    then over the T·V − T pairs of different crops.
-    """
-    views, teachers = len(student) // batch, len(targets) // batch
-    if views < 2:
-        raise ValueError("DINO compares different crops: it needs at least 2 views per image, got 1")
-    log_probabilities = F.log_softmax(student.float() / temperature, dim=-1).unflatten(0, (views, batch))
-    targets = targets.unflatten(0, (teachers, batch))
-    with torch.autocast(student.device.type, enabled=False):  # the sum over prototypes in float32
-        agreement = torch.einsum("tbk,vbk->tv", targets.float(), log_probabilities) / batch
-    same = torch.eye(teachers, views, dtype=torch.bool, device=agreement.device)
-    return -agreement.masked_fill(same, 0.0).sum() / (teachers * views - teachers)
-
-
-@torch.no_grad()
-def _target_metrics(targets: Tensor) -> dict[str, Tensor]:
-    """Mean entropy of the targets and entropy of their mean, in nats: the first → 0 or the second → 0 is collapse."""
-    mean = targets.mean(0)
-    return {
-        "teacher_entropy": torch.special.entr(targets).sum(-1).mean(),
-        "prototype_entropy": torch.special.entr(mean).sum(),
-    }
+        self.center.advance(self.config.center_momentum)

@@ -15,7 +15,7 @@ from ...heads import MLPHead
 from ...joint_embedding import JointEmbeddingModel
 from ...losses import nt_xent
 from ...modeling import MultiViewConfig, Paper
-from ...processing import SSLImageProcessor
+from ...processing import SSLImageProcessor, presets
 
 
 @strict
@@ -40,12 +40,7 @@ class SimCLRConfig(MultiViewConfig):
 class SimCLRImageProcessor(SSLImageProcessor):
     """Two random crops: flip, colour jitter in random order, grayscale, blur (appendix A)."""
 
-    views: ClassVar = [
-        {
-            "key": "pixel_values", "count": 2, "scale": [0.08, 1.0], "hflip": 0.5, "brightness": 0.8, "contrast": 0.8,
-            "saturation": 0.8, "hue": 0.2, "jitter_p": 0.8, "grayscale_p": 0.2, "blur_p": 0.5, "blur_kernel": 0.1,
-        }
-    ]  # fmt: skip
+    views = presets.SIMCLR
 
 
 class SimCLRForPreTraining(JointEmbeddingModel):

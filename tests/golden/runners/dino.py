@@ -65,7 +65,7 @@ def loss(case: Case) -> dict[str, Tensor]:
         )
     ).train()
     model.total_steps.fill_(settings["nepochs"])  # the official schedule moves once per epoch: one step is one epoch
-    model.center.copy_(case.input("center0"))
+    model.center.value.copy_(case.input("center0"))
     got = {}
     for step, epoch in enumerate(case.config["epochs"]):
         model.step.fill_(epoch)
@@ -74,7 +74,7 @@ def loss(case: Case) -> dict[str, Tensor]:
         got[f"step{step}.loss"] = value
         got[f"grad.step{step}.student"] = gradients(value, student=student)["student"]
         model.after_optimizer_step()
-        got[f"step{step}.center"] = model.center.clone()
+        got[f"step{step}.center"] = model.center.value.clone()
     temperatures = []
     for epoch in range(settings["nepochs"]):
         model.step.fill_(epoch)

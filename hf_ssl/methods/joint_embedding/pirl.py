@@ -1,0 +1,117 @@
+"""PIRL: the shuffled patches of an image have the features of the image (Misra & van der Maaten 2020, 1912.01991).
+
+Teaches to be invariant to a pretext task's transformation (here a jigsaw) where pretext methods learn to predict it.
+Siblings: instance discrimination is this without patches; jigsaw puzzles predict the order that PIRL ignores; SimCLR
+compares two crops of the batch and needs neither bank nor patches.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from ...backbones import feature_dim
+from ...heads import MLPHead
+from ...instance_discrimination import InstanceConfig, InstanceModel
+from ...modeling import Paper, SSLOutput
+from ...processing import SSLImageProcessor
+
+
+@strict
+class PIRLConfig(InstanceConfig):
+    """nce_negatives: 32000 in the paper. patch_weight: λ of the patches' loss, the image's own has 1 − λ. num_patches:
+    cells of the processor's grid. hidden_dim: None for linear heads; a width makes them two-layer, as in PyContrast,
+    which takes ``criterion="cross_entropy"`` and temperature .1 with them."""
+
+    model_type = "ssl_pirl"
+
+    nce_negatives: int = 32000
+    patch_weight: float | int = 0.5
+    num_patches: int = 9
+    hidden_dim: int | None = None
+
+    def __post_init__(self, **kwargs):
+        if not 0 <= self.patch_weight <= 1:
+            raise ValueError(f"patch_weight must lie between 0 and 1, got {self.patch_weight}")
+        super().__post_init__(**kwargs)
+
+
+_COLOUR = {
+    "hflip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2, "grayscale_p": 0.2,
+    "interpolation": "bilinear",
+}  # fmt: skip
+
+
+class PIRLImageProcessor(SSLImageProcessor):
+    """A random crop, and nine patches from the cells of another, in random order, each with colours of its own."""
+
+    views: ClassVar = [
+        {"key": "pixel_values", "count": 1, "scale": [0.08, 1.0], **_COLOUR},
+        {
+            "key": "patch_pixel_values", "grid": 3, "grid_shuffle": True, "size": 64, "scale": [0.6, 1.0], **_COLOUR,
+        },
+    ]  # fmt: skip
+
+
+class PIRLForPreTraining(InstanceModel):
+    """Backbone → head for the image; for the patches a head each, side by side, then one more; the bank learns from
+    the image alone."""
+
+    config: PIRLConfig
+    paper = Paper(
+        name="PIRL",
+        title="Self-Supervised Learning of Pretext-Invariant Representations",
+        arxiv="1912.01991",
+        bibtex="misra2020pirl",
+        family="joint_embedding",
+        authors="Misra, Ishan and van der Maaten, Laurens",
+        teaches="shuffled patches of an image match the image",
+    )
+    processor_class = PIRLImageProcessor
+    lr_scaling = ("linear", 256)
+    default_arguments: ClassVar = {
+        "optim": "sgd_momentum", "momentum": 0.9, "base_learning_rate": 0.03, "min_learning_rate": 1.2e-4,
+        "weight_decay": 1e-4, "per_device_train_batch_size": 256, "num_train_epochs": 800,
+    }  # fmt: skip
+
+    def __init__(self, config: PIRLConfig):
+        super().__init__(config)
+        dim, out, hidden = feature_dim(self.backbone), config.projection_dim, config.hidden_dim
+        middle = [] if hidden is None else [hidden]
+
+        def head(width: int) -> nn.Module:
+            return MLPHead([width, *middle, out], hidden_norm=False, hidden_bias=True)
+
+        self.projector, self.patch_projector = head(dim), head(dim)
+        self.patch_mixer = head(config.num_patches * out)
+        self.add_bank()
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Tensor, patch_pixel_values: Tensor | None = None, index: Tensor | None = None
+    ) -> SSLOutput:
+        """pixel_values: (B, 1, C, H, W), patch_pixel_values: (B, P, C, h, w), index: the images' row numbers (B,) to
+        train; pixel_values alone, (B, C, H, W), to embed."""
+        if pixel_values.ndim == 4:
+            return SSLOutput(embeddings=self.features(pixel_values))
+        self.check_views(pixel_values)
+        index = self.check_index(index)
+        wanted = self.config.num_patches
+        if patch_pixel_values is None or patch_pixel_values.shape[1] != wanted:
+            got = "none" if patch_pixel_values is None else patch_pixel_values.shape[1]
+            raise ValueError(f"PIRL compares an image with {wanted} of its patches (patch_pixel_values), got {got}")
+        embeddings = self.encode(pixel_values)
+        rows = F.normalize(self.projector(embeddings).float(), dim=1)
+        parts = self.patch_projector(self.encode(patch_pixel_values)).unflatten(0, (wanted, len(pixel_values)))
+        shuffled = F.normalize(self.patch_mixer(torch.cat(parts.unbind(), dim=1)).float(), dim=1)
+        own, accuracy = self.discriminate(rows, index)
+        invariant, patch_accuracy = self.discriminate(shuffled, index)
+        self.remember(index, rows)
+        loss = torch.lerp(own, invariant, float(self.config.patch_weight))
+        metrics = {
+            "image_loss": own.detach(), "patch_loss": invariant.detach(), "instance_accuracy": accuracy,
+            "patch_accuracy": patch_accuracy,
+        }  # fmt: skip
+        return SSLOutput(loss, embeddings, metrics)

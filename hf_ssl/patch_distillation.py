@@ -1,0 +1,227 @@
+"""What DINOv2 and DINOv3 share: a student matches its EMA teacher's prototypes on crops and on masked patches."""
+
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from . import backbones, distributed, schedules
+from .heads import DINOHead
+from .joint_embedding import TeacherModel
+from .losses import dino_loss, koleo, patch_loss, target_entropies
+from .masks import block_masks, masked_positions
+from .memory import Center
+from .modeling import MultiViewConfig, SSLOutput
+from .momentum import make_teacher
+
+
+@strict
+class PatchDistillationConfig(MultiViewConfig):
+    """out_dim, hidden_dim, bottleneck_dim, num_layers: the head; out_dim is its prototypes K. separate_heads: patches
+    have a head of their own, with the patch_* widths; else one head serves both.
+    centering: of the teacher's logits, "softmax" (minus an EMA of their mean) or "sinkhorn" over the global batch.
+    teacher_temperature: reached linearly from warmup_teacher_temperature in the share teacher_temperature_warmup of
+    the run. teacher_momentum: follows half a cosine to teacher_momentum_end.
+    mask_share: of the large crops, exactly so many are masked, by ratios stratified over mask_ratio. patch_weight,
+    koleo_weight, local_weight: of the patch loss, of KoLeo per large crop and of the small crops' part of the loss.
+    layer_decay: learning rate per block from the end. patch_embedding_rate: the patch embedding's share beside that.
+    freeze_last_layer: share of the run before the prototypes train.
+    """
+
+    out_dim: int = 65536
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    num_layers: int = 3
+    separate_heads: bool = False
+    patch_out_dim: int = 65536
+    patch_hidden_dim: int = 2048
+    patch_bottleneck_dim: int = 256
+    centering: str = "softmax"
+    center_momentum: float | int = 0.9
+    sinkhorn_iterations: int = 3
+    student_temperature: float | int = 0.1
+    warmup_teacher_temperature: float | int = 0.04
+    teacher_temperature: float | int = 0.07
+    teacher_temperature_warmup: float | int = 0.3
+    teacher_momentum: float | int = 0.992
+    teacher_momentum_end: float | int = 1.0
+    mask_share: float | int = 0.5
+    mask_ratio: list[float] | tuple[float, float] = (0.1, 0.5)
+    patch_weight: float | int = 1.0
+    koleo_weight: float | int = 0.1
+    local_weight: float | int = 1.0
+    layer_decay: float | int = 0.9
+    patch_embedding_rate: float | int = 0.2
+    freeze_last_layer: float | int = 0.01
+
+    def __post_init__(self, **kwargs):
+        if self.centering not in ("softmax", "sinkhorn"):
+            raise ValueError(f"centering must be softmax or sinkhorn, not {self.centering!r}")
+        if len(self.mask_ratio) != 2 or not 0 < self.mask_ratio[0] <= self.mask_ratio[1] < 1:
+            raise ValueError(f"mask_ratio must be [low, high] above 0 and below 1, not {self.mask_ratio}")
+        super().__post_init__(**kwargs)
+
+
+class Tokens(NamedTuple):
+    """What a backbone says of (B, V, C, H, W) views: cls (V·B, D), view-major; patches (B·V, N, D), image-major."""
+
+    cls: Tensor
+    patches: Tensor
+
+
+class PatchDistillationModel(TeacherModel):
+    """Student and EMA teacher, each backbone + head(s). The teacher sees the two large crops whole; the student sees
+    them with patches masked, and small crops.
+
+    Loss = mean over pairs of different crops of the class tokens' cross-entropy (DINO)
+    + patch_weight · the masked patches' (iBOT) + koleo_weight · Σ over the large crops KoLeo of the class tokens.
+    """
+
+    config: PatchDistillationConfig
+    followed = ("backbone", "head")
+    weight_norm: ClassVar[bool] = True  # of the prototypes
+    teacher_head: DINOHead
+
+    def __init__(self, config: PatchDistillationConfig):
+        super().__init__(config)
+        self.mask_token = None
+        if backbones.make_hidable(self.backbone):
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, backbones.feature_dim(self.backbone)))
+        self.head = self._make_head(config.out_dim, config.hidden_dim, config.bottleneck_dim)
+        patch_out = config.out_dim
+        if config.separate_heads:
+            patch_out = config.patch_out_dim
+            self.patch_head = self._make_head(patch_out, config.patch_hidden_dim, config.patch_bottleneck_dim)
+        self.add_teacher()
+        if config.centering == "softmax":
+            self.center, self.patch_center = Center(config.out_dim), Center(patch_out)
+
+    def _make_head(self, out_dim: int, hidden_dim: int, bottleneck_dim: int) -> DINOHead:
+        dim, layers = backbones.feature_dim(self.backbone), self.config.num_layers
+        return DINOHead(dim, out_dim, hidden_dim, bottleneck_dim, layers, weight_norm=self.weight_norm)
+
+    def add_teacher(self) -> None:
+        super().add_teacher()
+        if self.config.separate_heads:
+            self.teacher_patch_head = make_teacher(self.patch_head)
+
+    def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        yield from super().teachers()
+        if self.config.separate_heads:
+            yield self.patch_head, self.teacher_patch_head
+
+    @property
+    def export_backbone(self) -> PreTrainedModel:
+        return self.teacher_backbone  # as published
+
+    def teacher_momentum(self, progress: float) -> float:
+        return schedules.cosine(progress, self.config.teacher_momentum, self.config.teacher_momentum_end)
+
+    def teacher_temperature(self) -> Tensor:
+        c = self.config
+        return schedules.linear(
+            self.progress, c.warmup_teacher_temperature, c.teacher_temperature, c.teacher_temperature_warmup
+        )
+
+    def learning_rates(self) -> Iterator[tuple[nn.Parameter, float]]:
+        return backbones.layer_rates(self.backbone, self.config.layer_decay, self.config.patch_embedding_rate)
+
+    def before_optimizer_step(self, progress: float) -> None:
+        if progress < self.config.freeze_last_layer:  # of the student alone: the teacher follows what it does
+            self.head.spare_prototypes()
+            if self.config.separate_heads:
+                self.patch_head.spare_prototypes()
+
+    def forward(
+        self, pixel_values: Tensor, local_pixel_values: Tensor | None = None, masks: Tensor | None = None
+    ) -> SSLOutput:
+        """pixel_values: (B, 2, C, H, W) large crops, or (B, C, H, W) to embed; local_pixel_values: (B, V, C, h, w).
+
+        masks: (B, 2, N) bool, the patches hidden from the student; drawn here if None.
+        """
+        if pixel_values.ndim == 4:
+            return SSLOutput(embeddings=self.features(pixel_values))
+        loss, student, metrics = self.distil(pixel_values, local_pixel_values, masks)
+        return SSLOutput(loss, student.cls, metrics)
+
+    def distil(
+        self, pixel_values: Tensor, local_pixel_values: Tensor | None, masks: Tensor | None
+    ) -> tuple[Tensor, Tokens, dict[str, Tensor]]:
+        """The loss, the student's tokens of the large crops, and what to log; arguments as ``forward`` takes them."""
+        self.check_views(pixel_values)
+        batch, device = len(pixel_values), pixel_values.device
+        hidden = self._draw_masks(pixel_values) if masks is None else masks.flatten(0, 1)
+        places, weights = (t.to(device, non_blocking=True) for t in masked_positions(hidden))
+        student = self.tokens(self.backbone, pixel_values, hidden.to(device, non_blocking=True))
+        local = None if local_pixel_values is None else self.tokens(self.backbone, local_pixel_values).cls
+        with torch.no_grad():
+            teacher = self.tokens(self.teacher_backbone, pixel_values)
+            targets = self.center_logits(self.teacher_head(teacher.cls), "center")
+            patch_targets = self.center_logits(
+                self._patch_head("teacher_")(teacher.patches.flatten(0, 1)[places]), "patch_center"
+            )
+        loss, metrics = self._match_crops(student.cls, local, targets, batch)
+        guesses = self._patch_head("")(student.patches.flatten(0, 1)[places])
+        patches = patch_loss(guesses, patch_targets, weights, 2 * batch, self.config.student_temperature)
+        loss = loss + self.config.patch_weight * patches
+        metrics["patch_loss"] = patches.detach()
+        if self.config.koleo_weight:
+            spread = torch.stack([koleo(view) for view in student.cls.split(batch)]).sum()
+            loss = loss + self.config.koleo_weight * spread
+            metrics["koleo_loss"] = spread.detach() / 2
+        return loss, student, metrics | target_entropies(targets)
+
+    def tokens(self, backbone: nn.Module, views: Tensor, masked: Tensor | None = None) -> Tokens:
+        """(B, V, C, H, W), with mask tokens for the ``masked`` (B·V, N) patches."""
+        cls, patches = backbones.class_and_patch_tokens(backbone, views.flatten(0, 1), masked, self.mask_token)
+        return Tokens(cls.unflatten(0, views.shape[:2]).transpose(0, 1).flatten(0, 1), patches)
+
+    def center_logits(self, logits: Tensor, center: str) -> Tensor:
+        """The teacher's targets (M, K) from its logits; ``center`` names what remembers their mean."""
+        temperature = self.teacher_temperature()
+        if self.config.centering == "sinkhorn":
+            return distributed.sinkhorn(logits.float() / temperature, 1.0, self.config.sinkhorn_iterations)
+        remembered: Center = getattr(self, center)
+        if self.training:
+            remembered.observe(logits)
+        return F.softmax((logits.float() - remembered.value) / temperature, dim=-1)
+
+    def update_state(self) -> None:
+        if self.config.centering == "softmax":
+            for center in (self.center, self.patch_center):
+                center.advance(self.config.center_momentum)
+
+    def _match_crops(
+        self, large: Tensor, small: Tensor | None, targets: Tensor, batch: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """DINO's loss, in two parts that the number of their pairs weighs: large (2·B, D), small (V·B, D) or None."""
+        temperature = self.config.student_temperature
+        loss = dino_loss(self.head(large), targets, batch, temperature)
+        metrics = {"global_loss": loss.detach()}
+        if small is not None:
+            pairs = 2 * len(small) // batch
+            local = dino_loss(self.head(small), targets, batch, temperature, shared=False)
+            metrics["local_loss"] = local.detach()
+            loss = (2 * loss + self.config.local_weight * pairs * local) / (2 + pairs)
+        return loss, metrics
+
+    def _patch_head(self, whose: str) -> nn.Module:
+        return getattr(self, f"{whose}{'patch_head' if self.config.separate_heads else 'head'}")
+
+    def _draw_masks(self, views: Tensor) -> Tensor:
+        """(B·V, N) bool on the host."""
+        patch = backbones.patch_size(self.backbone.config)
+        grid = (views.shape[-2] // patch, views.shape[-1] // patch)
+        low, high = self.config.mask_ratio
+        return block_masks(len(views) * views.shape[1], grid, self.config.mask_share, (low, high))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.mask_token is not None:
+            init.zeros_(self.mask_token)
