@@ -165,6 +165,12 @@ class TransformerDecoder(nn.Module):
         return self.predict(self.norm(tokens))
 
 
+def init_fused(module: nn.Linear, parts: int) -> None:
+    """Xavier-uniform as one of ``parts`` layers that the published code holds, and initialises, as a single matrix."""
+    bound = math.sqrt(6 / (parts * module.out_features + module.in_features))
+    init.uniform_(module.weight, -bound, bound)
+
+
 def init_head(module: Any, std: float = 0.02, xavier: bool = False) -> None:
     """Initialise one module of a head: truncated normal linears (or Xavier-uniform ones, patch embeddings too), zero
     biases, unit norms.

@@ -94,7 +94,7 @@ class SSLModel(PreTrainedModel):
     default_backbone: ClassVar[str] = "resnet-50"  # a preset of ``backbones.PRESETS``
     can_collapse: ClassVar[bool] = True  # whether one answer for all images could satisfy the loss
     needs_index: ClassVar[bool] = False  # True: ``forward`` takes ``index`` (B,), the images' row numbers
-    teacher_buffers: ClassVar[bool] = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
+    teacher_buffers: bool = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
     attention_given: bool = False  # whether somebody chose the attention implementation
     processor: SSLImageProcessor | None = None  # the one it is trained with, where known; ``push_to_hub`` uses it
     backbone: Any  # a native PreTrainedModel
@@ -131,7 +131,7 @@ class SSLModel(PreTrainedModel):
         yield from ()
 
     def constant_rate_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters whose learning rate stays what it is at the start, whatever the schedule (SimSiam's predictor)."""
+        """Parameters that the learning-rate schedule leaves alone (SimSiam's predictor)."""
         yield from ()
 
     def learning_rates(self) -> Iterator[tuple[nn.Parameter, float]]:

@@ -4,8 +4,10 @@ BatchNorm. With statistics of the batch in the key encoder, a query and its key,
 one signature, and older keys another: the task is solved without looking (moco#46, vissl#576). The paper encodes keys
 in an order shuffled across GPUs, which needs several, thins the signature and does not remove it; synchronised
 statistics make it worse. Here the key encoder normalises by an EMA of the query encoder's running statistics, as its
-weights are an EMA (EMAN: Cai et al. 2021, 2101.08482): a key depends on its own picture alone, so nothing is left to
-leak, in one process or in many, with plain or synchronised statistics in the query encoder.
+weights are an EMA (EMAN: Cai et al. 2021, 2101.08482): a key depends on its own picture alone, so BatchNorm leaks
+nothing, in one process or in many, with plain or synchronised statistics in the query encoder. What every momentum
+encoder leaves is age: keys drift as it moves, and a fast one's can be told from older ones by that. Running statistics
+need some hundred steps to settle: in a run of a few hundred ``key_batchnorm="batch"`` learns more, leak and all.
 """
 
 from typing import Any, ClassVar
@@ -25,7 +27,8 @@ from .modeling import MultiViewConfig
 @strict
 class MomentumContrastConfig(MultiViewConfig):
     """projection_dim, hidden_dim, num_layers: the head, without BatchNorm (hidden_dim None: the backbone's width).
-    temperature: τ. queue_size: K, the number of older keys. teacher_momentum: of the key encoder, constant."""
+    temperature: τ. queue_size: K, the number of older keys. teacher_momentum: of the key encoder, constant.
+    key_batchnorm: "ema", or "batch" for the statistics of the keys' own batch (see above)."""
 
     model_type = "ssl_momentum_contrast"
 
@@ -35,12 +38,15 @@ class MomentumContrastConfig(MultiViewConfig):
     temperature: float | int = 0.2
     queue_size: int = 65536
     teacher_momentum: float | int = 0.999
+    key_batchnorm: str = "ema"
 
     def __post_init__(self, **kwargs):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.queue_size < 1:
             raise ValueError(f"queue_size must be at least 1, got {self.queue_size}: without a queue use simclr")
+        if self.key_batchnorm not in ("ema", "batch"):
+            raise ValueError(f"key_batchnorm must be ema or batch, got {self.key_batchnorm!r}")
         super().__post_init__(**kwargs)
 
 
@@ -52,10 +58,10 @@ class MomentumContrastModel(TeacherModel):
 
     config: MomentumContrastConfig
     encoded: ClassVar = slice(0, 1)  # the second view is the key encoder's
-    teacher_buffers = True  # the EMA of BatchNorm's statistics: what stands in for shuffling
 
     def __init__(self, config: Any):
         super().__init__(config)
+        self.teacher_buffers = config.key_batchnorm == "ema"  # what stands in for shuffling
         dim = feature_dim(self.backbone)
         widths = [dim, *[config.hidden_dim or dim] * (config.num_layers - 1), config.projection_dim]
         self.projector = MLPHead(widths, hidden_norm=False, hidden_bias=True)

@@ -49,7 +49,7 @@ class Budget(TrainerCallback):
 def set_learning_rate(optimizer: Any, share: float, peak: float, warmup: float, end: float = 0.0) -> None:
     """The warm-up and half cosine of ``hf-ssl train`` at ``share`` of the budget."""
     for group in (group for group in optimizer.param_groups if not group.get("constant_rate")):
-        group["lr"] = schedules.warmup_cosine(min(share, 1.0), peak, end, warmup)
+        group["lr"] = schedules.warmup_cosine(min(share, 1.0), group.get("initial_lr", peak), end, warmup)
 
 
 def set_up(

@@ -34,18 +34,18 @@ from hf_ssl.methods import METHODS
 
 RECIPES = Path(__file__).parents[1]
 FAMILY = [name for name, (module, _) in METHODS.items() if ".joint_embedding." in module]
-LABEL = {"emoji": "group", "fashion-mnist": "label"}
+LABEL = {"emoji:placed": "group", "fashion-mnist": "label"}
 GREY = {  # what changes on Fashion-MNIST: upright grey pictures of 28 pixels
     "image_size": 28, "image_mean": [0.286], "image_std": [0.353], "hflip": 0.0, "rotation": 0, "brightness": 0.6,
     "contrast": 0.8, "saturation": 0.0, "hue": 0.0, "grayscale_p": 0.0, "solarize_p": 0.0, "blur_p": 0.0,
 }  # fmt: skip
-EMOJI_SIDE, GREY_SIDE, GREY_PATCH = 40, 28, 7
+GREY_SIDE, GREY_PATCH, EMOJI = 28, 7, "emoji:placed"
 
 
 def flags_of(method: str, dataset: str) -> list[str]:
     """Flags beside the recipe's own."""
-    if dataset == "emoji":
-        return []
+    if dataset == EMOJI:
+        return ["--pixel_values", '{"scale": null}']  # the placement, drawn anew for each view, is the crop
     recipe = set_up(method, "emoji", 0, RECIPES / f"{method}_emoji.yaml")[1]
     config = recipe.method.backbone.config
     values: dict[str, Any] = dict(GREY)

@@ -112,7 +112,7 @@ def test_choices_are_the_real_enums():
         (["train", "simcrl"], "train: there is no method 'simcrl'; the nearest is simclr."),
         (["train"], "train: name the method first, one of clip, dino, fixmatch, mae, simclr."),
         (["trian"], "there is no command 'trian'; the nearest is train."),
-        (["train", "simclr", "--optim", "lasr"], "train simclr: --optim must be one of 43 names (the nearest is lars), not 'lasr'."),
+        (["train", "simclr", "--optim", "lasr"], "train simclr: --optim must be one of 44 names (the nearest is lars), not 'lasr'."),
         (["train", "simclr", "--save_strategy", "step"], "train simclr: --save_strategy must be no, steps, epoch, best (the nearest is steps), not 'step'."),
         (["train", "simclr", "--max_steps", "1e3"], "train simclr: --max_steps must be a whole number, not '1e3'."),
         (["train", "simclr", "--max_steps", "0"], "train simclr: --max_steps must be -1 or at least 1, not '0'."),

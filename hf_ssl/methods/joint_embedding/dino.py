@@ -130,15 +130,21 @@ class DINOForPreTraining(TeacherModel):
         crops = [pixel_values] if local_pixel_values is None else [pixel_values, local_pixel_values]
         encoded = [self.encode(views) for views in crops]  # crops of one size share one pass
         student = self.project(self.head, torch.cat(encoded), batch)
-        loss, targets = self.distil(student, self.teach(pixel_values), batch)
-        return SSLOutput(loss, encoded[0], target_entropies(targets))
+        loss, metrics = self.distil(student, self.teach(pixel_values), batch)
+        return SSLOutput(loss, encoded[0], metrics)
 
-    def distil(self, student: Tensor, teacher: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """Student (V·B, K) against raw teacher logits (2·B, K), crop-major: the loss and the targets (2·B, K)."""
-        targets = F.softmax((teacher - self.center.value) / self.teacher_temperature(), dim=-1)
+    def distil(self, student: Tensor, teacher: Tensor, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Student (V·B, K) against raw teacher logits (2·B, K), crop-major: the loss and the targets' entropies."""
+        logarithms = self.log_targets(teacher)
         if self.training:
             self.center.observe(teacher)
-        return dino_loss(student, targets, batch, self.config.student_temperature), targets
+        targets = logarithms.exp()
+        metrics = target_entropies(targets, logarithms)
+        return dino_loss(student, targets, batch, self.config.student_temperature), metrics
+
+    def log_targets(self, teacher: Tensor) -> Tensor:
+        """Raw teacher logits (N, K) -> log probabilities: centred, then sharpened."""
+        return F.log_softmax((teacher - self.center.value) / self.teacher_temperature(), dim=-1)
 
     def update_state(self) -> None:
         self.center.advance(self.config.center_momentum)

@@ -157,6 +157,9 @@ class MAEForPreTraining(SSLModel):
             return
         for part in self.backbone.modules():  # Xavier as published: the native .02 is small for a narrow ViT
             heads.init_head(part, xavier=True)
+        for name, part in self.named_modules():  # published as one matrix of three times the rows
+            if name.endswith(("q_proj", "k_proj", "v_proj")):
+                heads.init_fused(part, 3)
         table = backbones.sincos_2d(self.decoder_positions.shape[-1], self.grid, prefix=1)
         _check_positions(table)
         init.copy_(self.decoder_positions, table[None])
