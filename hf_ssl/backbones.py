@@ -321,14 +321,15 @@ def make_maskable(backbone: Backbone) -> None:
     embeddings.visible_patches = None
     embeddings.prefix_tokens = num_prefix_tokens(backbone)
     embeddings.register_forward_hook(_keep_visible)
-    projection = _patch_projection(embeddings)
+    projection = patch_projection(backbone)
     if projection is not None:
         projection.visible_patches = None
         projection.forward = MethodType(_embed_visible, projection)
 
 
-def _patch_projection(embeddings: Any) -> Any:
-    """The convolution that embeds patches, None where it is none or patches overlap."""
+def patch_projection(backbone: Backbone) -> Any:
+    """The convolution that embeds patches, None where there is none or patches overlap."""
+    embeddings = getattr(backbone, "embeddings", None)
     projection: Any = getattr(getattr(embeddings, "patch_embeddings", None), "projection", None)
     alone = isinstance(projection, nn.Conv2d) and projection.stride == projection.kernel_size
     return projection if alone and projection.padding == (0, 0) and projection.groups == 1 else None
@@ -336,7 +337,7 @@ def _patch_projection(embeddings: Any) -> Any:
 
 def visible_tokens(backbone: Backbone, pixel_values: Tensor, ids_keep: Tensor) -> Tensor:
     """Encode only the patches ``ids_keep`` (B, K): -> (B, prefix + K, D), in the order of ``ids_keep``."""
-    projection = _patch_projection(backbone.embeddings)
+    projection = patch_projection(backbone)
     holders = [backbone.embeddings] + ([] if projection is None else [projection])
     for holder in holders:
         holder.visible_patches = ids_keep
@@ -378,11 +379,8 @@ def interpolate_positions(positions: Tensor, grid: tuple[int, int], prefix: int 
     if grid == (side, side):
         return positions
     table = positions[:, prefix:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    if offset:
-        factors = [(n + offset) / side for n in grid]
-        table = F.interpolate(table, scale_factor=factors, mode="bicubic", align_corners=False)
-    else:
-        table = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
+    to: dict[str, Any] = {"scale_factor": [(n + offset) / side for n in grid]} if offset else {"size": grid}
+    table = F.interpolate(table, **to, mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :prefix], table.flatten(2).transpose(1, 2)], dim=1)
 
 

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from . import distributed
-from .backbones import feature_dim
-from .heads import MLPHead, Prototypes
+from .heads import Prototypes
 from .joint_embedding import JointEmbeddingModel
-from .memory import ExampleBank
+from .memory import ExampleBank, HostCounter
 from .modeling import MultiViewConfig, SSLOutput
 
 IGNORED = -100  # the label of an image that the last epoch did not show
@@ -39,8 +38,6 @@ class ClusterConfig(MultiViewConfig):
     assigned_crops: int = 2
 
     def __post_init__(self, **kwargs):
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.assigned_crops not in (1, 2):
             raise ValueError(
                 f"assigned_crops must be 1 or 2, for there are two large crops; got {self.assigned_crops}"
@@ -65,8 +62,7 @@ class ClusterModel(JointEmbeddingModel):
 
     def __init__(self, config: ClusterConfig, heads: int = 1):
         super().__init__(config)
-        dim = feature_dim(self.backbone)
-        self.projector = MLPHead([dim, config.hidden_dim or dim, config.projection_dim])
+        self.projector = self.make_projector()
         self.prototypes = nn.ModuleList(Prototypes(config.projection_dim, config.num_prototypes) for _ in range(heads))
 
     def forward(
@@ -78,8 +74,7 @@ class ClusterModel(JointEmbeddingModel):
             return SSLOutput(embeddings=self.features(pixel_values))
         self.check_views(pixel_values)
         batch = len(pixel_values)
-        crops = [pixel_values] if local_pixel_values is None else [pixel_values, local_pixel_values]
-        encoded = [self.encode(views) for views in crops]  # crops of one size share one pass
+        encoded = self.encode_crops(pixel_values, local_pixel_values)
         rows = F.normalize(self.project(self.projector, torch.cat(encoded), batch).float(), dim=1)
         with torch.autocast(rows.device.type, enabled=False):  # similarities / τ need float32
             loss, metrics = self.learn(rows.unflatten(0, (-1, batch)), index)
@@ -108,12 +103,13 @@ class ClusterModel(JointEmbeddingModel):
             module.reset()
 
 
-class LabelBank(nn.Module):
+class LabelBank(HostCounter):
     """An epoch's embeddings, (examples, views, dim), and the labels, (heads, examples), that came of the last one.
 
-    Rows change once per optimiser step, in ``advance``; all ranks hold the same. The clock is on the host as well: no
-    device sync.
+    Rows change once per optimiser step, in ``advance``; all ranks hold the same.
     """
+
+    counter = "clock"
 
     def __init__(self, examples: int, views: int, dim: int, heads: int):
         super().__init__()
@@ -122,11 +118,6 @@ class LabelBank(nn.Module):
         self.labels = nn.Buffer(torch.full((heads, examples), UNKNOWN))
         self.seen = nn.Buffer(torch.zeros(examples, dtype=torch.uint8))  # 1: since the last clustering
         self.clock = nn.Buffer(torch.zeros(2, dtype=torch.int64))  # images since then, clusterings so far
-        self._clock: list[int] | None = None  # None: to be read from the buffer
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._clock = None
 
     def push(self, index: Tensor, rows: Tensor) -> None:
         """Remember row numbers (B,) and unit vectors (views, B, dim) for ``advance``."""
@@ -137,17 +128,10 @@ class LabelBank(nn.Module):
         """Take in what was pushed; True at the end of an epoch, when less than one more step of images is left."""
         index = self.bank.advance()
         self.seen.index_fill_(0, index, 1)
-        images, clusterings = self.known_clock()
+        images, clusterings = self.known()
         due = images + 2 * len(index) > len(self.seen)
-        self._clock = [0, clusterings + 1] if due else [images + len(index), clusterings]
-        for place, value in zip(self.clock, self._clock, strict=True):
-            place.fill_(value)
+        self.count_on(*([0, clusterings + 1] if due else [images + len(index), clusterings]))
         return due
-
-    def known_clock(self) -> list[int]:
-        if self._clock is None:
-            self._clock = self.clock.tolist()
-        return self._clock
 
     @property
     def fresh(self) -> Tensor:
@@ -160,7 +144,7 @@ class LabelBank(nn.Module):
 
     def sample(self, head: int, count: int) -> Tensor:
         """(count, dim): the head's view of that many images of the epoch, the same on all ranks and on resume."""
-        generator = torch.Generator().manual_seed(self.known_clock()[1] * len(self.labels) + head)
+        generator = torch.Generator().manual_seed(self.known()[1] * len(self.labels) + head)
         order = torch.randperm(len(self.seen), generator=generator).to(self.seen.device)
         order = order[torch.argsort(~self.fresh[order], stable=True)]  # those of the epoch first
         return self.view(head)[order[:count]]
@@ -201,8 +185,7 @@ class BankClusterModel(ClusterModel):
 
     def learn(self, rows: Tensor, index: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of every crop's prediction with the image's label, mean over crops, labelled images, heads."""
-        if index is None:
-            raise ValueError(f"{self.paper.name} looks up every image's label: give index, the images' row numbers")
+        index = self.check_index(index)
         views, total, right = len(rows), rows.new_zeros(()), rows.new_zeros(())
         known = self.memory.labels[:, index]
         for head, prototypes in enumerate(self.prototypes):

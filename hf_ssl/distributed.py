@@ -60,6 +60,11 @@ def gather_with_grad(x: Tensor) -> Tensor:
     return _AllGather.apply(x).flatten(0, 1)
 
 
+def own_rows(rows: Tensor) -> Tensor:
+    """(B,) int64: where this rank's ``rows`` (B, ...) stand among the gathered ones."""
+    return torch.arange(len(rows), device=rows.device) + rank() * len(rows)
+
+
 class _AllSum(torch.autograd.Function):
     """Sum over ranks; backward sums what every rank wants of it, as ``_AllGather`` does."""
 

@@ -48,14 +48,23 @@ class MLPHead(nn.Sequential):
 class PatchesHead(nn.Module):
     """Of a jigsaw's patches: a head for each, the same for all, the results side by side, and a linear layer.
 
-    (P·B, in_dim), the first patch of all images first -> (B, out_dim). No BatchNorm.
+    (P·B, in_dim), the first patch of all images first -> (B, out_dim). No BatchNorm. hidden_dim: None makes the head
+    of each linear too.
     """
 
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, patches: int):
+    def __init__(self, in_dim: int, hidden_dim: int | None, out_dim: int, patches: int):
         super().__init__()
         self.patches = patches
-        self.each = MLPHead([in_dim, hidden_dim, out_dim], hidden_norm=False, hidden_bias=True)
+        middle = [] if hidden_dim is None else [hidden_dim]
+        self.each = MLPHead([in_dim, *middle, out_dim], hidden_norm=False, hidden_bias=True)
         self.together = nn.Linear(patches * out_dim, out_dim)
+
+    def check(self, views: Tensor | None, method: str) -> Tensor:
+        """ValueError where ``views`` (B, P, C, h, w) are not as many as the head takes."""
+        got = "none" if views is None else views.shape[1]
+        if views is None or got != self.patches:
+            raise ValueError(f"{method} needs {self.patches} patches of each image (patch_pixel_values), got {got}")
+        return views
 
     def forward(self, x: Tensor) -> Tensor:
         return self.together(torch.cat(self.each(x).chunk(self.patches), dim=1))

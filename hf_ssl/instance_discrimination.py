@@ -3,13 +3,13 @@
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from . import distributed
 from .joint_embedding import JointEmbeddingModel
+from .losses import choice_loss, hit_rate, info_nce_logits, similarities
 from .memory import ExampleBank
 from .modeling import MultiViewConfig
 
@@ -35,8 +35,8 @@ class InstanceConfig(MultiViewConfig):
     def __post_init__(self, **kwargs):
         if self.criterion not in ("nce", "cross_entropy"):
             raise ValueError(f"criterion must be nce or cross_entropy, got {self.criterion!r}")
-        if self.temperature <= 0 or (self.partition is not None and self.partition <= 0):
-            raise ValueError(f"temperature and partition must be positive, got {self.temperature}, {self.partition}")
+        if self.partition is not None and self.partition <= 0:
+            raise ValueError(f"partition must be positive, got {self.partition}")
         if self.nce_negatives < 0:
             raise ValueError(f"nce_negatives must be 0 (all rows) or more, got {self.nce_negatives}")
         super().__post_init__(**kwargs)
@@ -64,12 +64,6 @@ class InstanceModel(JointEmbeddingModel):
         self.bank = ExampleBank(c.num_examples, c.projection_dim, c.bank_momentum, scale)
         self.partition = nn.Buffer(torch.tensor(float(c.partition or 0.0)))  # 0: not yet estimated
 
-    def check_index(self, index: Tensor | None) -> Tensor:
-        """ValueError where a training batch has no row numbers."""
-        if index is None:
-            raise ValueError(f"{self.paper.name} trains with the images' row numbers: pass index, (B,) int64")
-        return index
-
     def remember(self, index: Tensor, rows: Tensor) -> None:
         """Row numbers (B,) and unit features (B, d) of a training batch, for the next step."""
         if self.training:
@@ -81,24 +75,19 @@ class InstanceModel(JointEmbeddingModel):
         negatives: row numbers (K,), or (B, K) for each image its own; None draws them.
         """
         logits, target = self.logits(rows, index, negatives)
-        accuracy = (logits.detach().argmax(1) == target).float().mean()
         if self.config.nce_negatives and self.config.criterion == "nce":
-            return nce(self.probabilities(logits), self.bank.rows.shape[0]).mean(), accuracy
-        return F.cross_entropy(logits, target), accuracy
+            loss = nce(self.probabilities(logits), self.bank.rows.shape[0]).mean()
+            return loss, hit_rate(logits, target)
+        return choice_loss(logits, target)
 
     def logits(self, rows: Tensor, index: Tensor, negatives: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Similarities / τ and the column of an image's own row: (B, N), or (B, 1 + K) with its own in front."""
         c, bank = self.config, self.bank
-        with torch.autocast(rows.device.type, enabled=False):  # similarities / τ need float32
-            rows = rows.float()
-            if not c.nce_negatives:
-                return rows @ bank.rows.T / c.temperature, index
-            if negatives is None:
-                negatives = distributed.step_integers(self.step, len(bank.rows), c.nce_negatives)
-            own, others = bank.at(index), bank.rows[negatives]
-            noise = rows @ others.T if others.ndim == 2 else torch.einsum("bd,bkd->bk", rows, others)
-            logits = torch.cat([(rows * own).sum(1, keepdim=True), noise], dim=1) / c.temperature
-        return logits, torch.zeros_like(index)
+        if not c.nce_negatives:
+            return similarities(rows, bank.rows, c.temperature), index
+        if negatives is None:
+            negatives = distributed.step_integers(self.step, len(bank.rows), c.nce_negatives)
+        return info_nce_logits(rows, bank.at(index), bank.rows[negatives], c.temperature), torch.zeros_like(index)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """exp(logits) / Z, not differentiated through Z; the first training batch fixes Z."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import backbones, schedules
+from .heads import MLPHead
 from .modeling import MultiViewConfig, SSLModel, SSLOutput
 from .momentum import make_teacher
 
@@ -45,10 +46,26 @@ class JointEmbeddingModel(SSLModel):
             wanted = wanted if self.compared else "at least 2 views"
             raise ValueError(f"{self.paper.name} compares {wanted} per image, got {views}")
 
+    def check_index(self, index: Tensor | None) -> Tensor:
+        """ValueError where a training batch has no row numbers."""
+        if index is None:
+            raise ValueError(f"{self.paper.name} trains with the images' row numbers: pass index, (B,) int64")
+        return index
+
     def encode(self, views: Tensor, backbone: Any = None) -> Tensor:
         """(B, V, C, H, W) -> (V·B, D), by the student unless another backbone is given."""
         encoder = partial(backbones.features, self.backbone if backbone is None else backbone)
         return backbones.over_views(encoder, views, self.config.joint_batchnorm)
+
+    def encode_crops(self, large: Tensor, small: Tensor | None) -> list[Tensor]:
+        """As ``encode``, crops of two sizes, or large ones alone: those of one size share one pass."""
+        return [self.encode(crops) for crops in (large, small) if crops is not None]
+
+    def make_projector(self, layers: int = 2, **options: Any) -> MLPHead:
+        """From the features to the config's ``projection_dim``, through ``hidden_dim`` (None: the features' width)."""
+        config: Any = self.config
+        dim = backbones.feature_dim(self.backbone)
+        return MLPHead([dim, *[config.hidden_dim or dim] * (layers - 1), config.projection_dim], **options)
 
     def project(self, head: nn.Module, rows: Tensor, batch: int) -> Tensor:
         """(V·B, D) -> (V·B, d): BatchNorm in the head sees all views together, or each alone (joint_batchnorm)."""
@@ -64,7 +81,7 @@ class TeacherModel(JointEmbeddingModel):
     along half a cosine unless a method says otherwise.
     """
 
-    followed: ClassVar[tuple[str, ...]] = ("backbone", "projector")
+    followed: tuple[str, ...] = ("backbone", "projector")
     teacher_backbone: Any
     teacher_projector: Any
 

@@ -1,5 +1,7 @@
 """Losses that two methods or more share. All are means over the local rows; what they compare with is global."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,22 +21,38 @@ def spread(rows: Tensor) -> Tensor:
     return F.normalize(rows.float(), dim=1).std(0, correction=0).mean() * rows.shape[1] ** 0.5
 
 
+def similarities(rows: Tensor, others: Tensor, temperature: float = 1.0) -> Tensor:
+    """(B, D) and (K, D) -> products / τ (B, K), in float32 whatever autocast says."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows.float() @ others.float().T / temperature
+
+
+def hit_rate(logits: Tensor, target: Tensor) -> Tensor:
+    """Share of the rows of logits (B, K) whose ``target`` (B,) ranks first."""
+    return (logits.detach().argmax(1) == target).float().mean()
+
+
+def choice_loss(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of logits (B, K) against ``target`` (B,), mean over the rows, and ``hit_rate``."""
+    return F.cross_entropy(logits, target), hit_rate(logits, target)
+
+
 def info_nce(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """A query's own key among shared negatives (MoCo, eq. 1): queries, keys (B, D), negatives (K, D), unit vectors.
 
     Returns the cross-entropy over 1 + K, the key first, mean over the queries, and the share of keys that rank first.
     """
     logits = info_nce_logits(queries, keys, negatives, temperature)
-    target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    return F.cross_entropy(logits, target), (logits.detach().argmax(1) == 0).float().mean()
+    return choice_loss(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
 
 
 def info_nce_logits(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """(B, 1 + K) similarities / τ: each query to its own key, then to the negatives."""
+    """(B, 1 + K) similarities / τ: each query to its own key, then to negatives, (K, D) or its own (B, K, D)."""
     with torch.autocast(queries.device.type, enabled=False):  # similarities / τ need float32
-        queries = queries.float()
+        queries, negatives = queries.float(), negatives.float()
         own = (queries * keys.float()).sum(1, keepdim=True)
-        return torch.cat([own, queries @ negatives.float().T], dim=1) / temperature
+        others = queries @ negatives.T if negatives.ndim == 2 else torch.einsum("bd,bkd->bk", queries, negatives)
+        return torch.cat([own, others], dim=1) / temperature
 
 
 def nt_xent(
@@ -47,9 +65,7 @@ def nt_xent(
     anchors whose positive ranks first. The gather carries gradients: the mean over ranks is the single-process loss.
     memory: (K, D) further negatives, unit vectors.
     """
-    logits, positive = contrastive_logits(first, second, temperature, normalise, memory)
-    accuracy = (logits.detach().argmax(1) == positive).float().mean()
-    return F.cross_entropy(logits, positive), accuracy
+    return choice_loss(*contrastive_logits(first, second, temperature, normalise, memory))
 
 
 def contrastive_logits(
@@ -64,13 +80,10 @@ def contrastive_logits(
         raise ValueError("NT-Xent has no negatives in a global batch of one image")
     anchors = torch.stack([first.float(), second.float()])  # (2, B, D)
     anchors = F.normalize(anchors, dim=-1) if normalise else anchors
-    batch = anchors.shape[1]
     keys = torch.cat([distributed.gather_with_grad(view) for view in anchors])  # (2·W·B, D)
     keys = keys if memory is None else torch.cat([keys, memory.float()])
-    with torch.autocast(first.device.type, enabled=False):  # similarities / τ need float32
-        logits = anchors.flatten(0, 1) @ keys.T / temperature
-    rows = torch.arange(batch, device=logits.device) + distributed.rank() * batch
-    total = batch * distributed.world_size()
+    logits = similarities(anchors.flatten(0, 1), keys, temperature)
+    rows, total = distributed.own_rows(first), len(first) * distributed.world_size()
     itself, positive = torch.cat([rows, rows + total]), torch.cat([rows + total, rows])
     return logits.scatter(1, itself[:, None], float("-inf")), positive
 
@@ -99,6 +112,15 @@ def vicreg_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]
     variances, covariances = zip(*map(variance_and_covariance, (first, second)), strict=True)
     invariance = F.mse_loss(first.float(), second.float())
     return invariance, (variances[0] + variances[1]) / 2, covariances[0] + covariances[1]
+
+
+def vicreg_sum(config: Any, invariance: Tensor, variance: Tensor, covariance: Tensor) -> Tensor:
+    """λ · invariance + μ · variance + ν · covariance (VICReg, eq. 6) with the config's weights."""
+    return (
+        config.invariance_weight * invariance
+        + config.variance_weight * variance
+        + config.covariance_weight * covariance
+    )
 
 
 def dino_loss(student: Tensor, targets: Tensor, batch: int, temperature: float, shared: bool = True) -> Tensor:
@@ -144,9 +166,8 @@ def koleo(x: Tensor, neighbours: int = 1) -> Tensor:
         rows = F.normalize(x.float(), dim=-1)
         everyone = distributed.gather_with_grad(rows)
         with torch.no_grad():
-            similarities = rows @ everyone.T
-            itself = torch.arange(len(rows), device=x.device)[:, None] + distributed.rank() * len(rows)
-            nearest = similarities.scatter_(1, itself, -2.0).topk(neighbours, dim=1).indices  # (B, neighbours)
+            others = similarities(rows, everyone).scatter_(1, distributed.own_rows(rows)[:, None], -2.0)
+            nearest = others.topk(neighbours, dim=1).indices  # (B, neighbours)
         distances = F.pairwise_distance(rows[:, None].expand(-1, neighbours, -1), everyone[nearest], eps=1e-8)
         return -(distances + 1e-8).log().mean()
 

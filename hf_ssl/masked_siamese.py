@@ -1,7 +1,5 @@
 """What MSN and PMSN share, all but the prior: anchors without some patches match a teacher's prototypes."""
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
@@ -10,9 +8,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from . import backbones, distributed, masks, schedules
-from .heads import MLPHead
 from .joint_embedding import TeacherModel
-from .losses import target_entropies
+from .losses import similarities, target_entropies
 from .modeling import MultiViewConfig, SSLOutput
 
 
@@ -39,8 +36,8 @@ class MaskedSiameseConfig(MultiViewConfig):
     def __post_init__(self, **kwargs):
         if not 0 <= self.patch_drop < 1:
             raise ValueError(f"patch_drop is a share from 0 up to but not including 1, got {self.patch_drop}")
-        if min(self.temperature, self.sharpening) <= 0:
-            raise ValueError(f"temperature and sharpening must be positive: {self.temperature}, {self.sharpening}")
+        if self.sharpening <= 0:
+            raise ValueError(f"sharpening must be positive, got {self.sharpening}")
         super().__post_init__(**kwargs)
 
 
@@ -51,19 +48,11 @@ class MaskedSiameseModel(TeacherModel):
     compared = None
     default_backbone = "vit-small"
     lr_scaling = ("none", 1024)
-    # The official cosines aim at lr 1e-6 and decay .4 after 1.25 times the run: these are their values where it ends.
-    # Its clip at 3 leaves the prototypes out; here they belong to the norm.
-    default_arguments: ClassVar = {
-        "optim": "adamw_torch_fused", "base_learning_rate": 1e-3, "min_learning_rate": 1e-4, "weight_decay": 0.04,
-        "weight_decay_end": 0.37, "warmup_steps": 0.02, "max_grad_norm": 3.0, "per_device_train_batch_size": 64,
-        "num_train_epochs": 800,
-    }  # fmt: skip
 
     def __init__(self, config: MaskedSiameseConfig):
         super().__init__(config)
         backbones.make_maskable(self.backbone)
-        widths = [backbones.feature_dim(self.backbone), config.hidden_dim, config.hidden_dim, config.projection_dim]
-        self.projector = MLPHead(widths, activation=nn.GELU)
+        self.projector = self.make_projector(3, activation=nn.GELU)
         self.prototypes = nn.Parameter(torch.empty(config.out_dim, config.projection_dim))
         self.add_teacher()
         self.post_init()
@@ -116,10 +105,9 @@ class MaskedSiameseModel(TeacherModel):
         The mean prediction is that of all ranks, with gradient.
         """
         c = self.config
-        with torch.autocast(anchors.device.type, enabled=False):  # similarities / τ need float32
-            prototypes = F.normalize(self.prototypes.float(), dim=1)
-            predicted = (F.normalize(anchors.float(), dim=1) @ prototypes.T / c.temperature).log_softmax(1)
-            assigned = self.assign(targets, prototypes)
+        prototypes = F.normalize(self.prototypes.float(), dim=1)
+        predicted = similarities(F.normalize(anchors.float(), dim=1), prototypes, c.temperature).log_softmax(1)
+        assigned = self.assign(targets, prototypes)
         agreement = predicted.unflatten(0, (-1, len(targets))).mean(0)
         cross_entropy = -(assigned * agreement).sum(1).mean()
         probabilities = predicted.exp()
@@ -134,7 +122,7 @@ class MaskedSiameseModel(TeacherModel):
     def assign(self, targets: Tensor, prototypes: Tensor) -> Tensor:
         """The teacher's (B, d) and unit prototypes (K, d) -> sharpened assignments (B, K)."""
         c = self.config
-        logits = F.normalize(targets.float(), dim=1) @ prototypes.T / c.temperature
+        logits = similarities(F.normalize(targets.float(), dim=1), prototypes, c.temperature)
         sharpened = (logits / c.sharpening).log_softmax(1)  # softmax to the power of 1 / T, normalised
         if not c.sinkhorn_iterations:
             return sharpened.exp()

@@ -4,7 +4,7 @@ All change once per optimiser step, in ``advance``: all micro-batches of a step 
 for it are state as well, so a checkpoint taken between two micro-batches loses nothing.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,29 +14,43 @@ from transformers import initialization as init
 from . import distributed
 
 
-class _Waiting(nn.Module):
-    """Up to ``capacity`` rows (and their numbers) since the last ``take``. The count is kept on the host: no sync."""
+class HostCounter(nn.Module):
+    """A module whose int64 buffer, the one that ``counter`` names, is known on the host too: no device sync."""
+
+    counter: ClassVar[str]
+    _known: list[int] | None = None  # None: to be read from the buffer, which a load may fill
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._known = None
+
+    def known(self) -> list[int]:
+        """What the counter holds, a list of one number for a 0-d buffer."""
+        if self._known is None:
+            self._known = getattr(self, self.counter).view(-1).tolist()
+        return self._known
+
+    def count_on(self, *values: int) -> None:
+        """The counter's new values."""
+        self._known = [*values]
+        for place, value in zip(getattr(self, self.counter).view(-1), values, strict=True):
+            place.fill_(value)
+
+
+class _Waiting(HostCounter):
+    """Up to ``capacity`` rows (and their numbers) since the last ``take``."""
+
+    counter = "count"
 
     def __init__(self, capacity: int, dim: int):
         super().__init__()
         self.rows = nn.Buffer(torch.zeros(capacity, dim))
         self.index = nn.Buffer(torch.zeros(capacity, dtype=torch.int64))
         self.count = nn.Buffer(torch.zeros((), dtype=torch.int64))
-        # None: to be read from the buffer, which a load may fill (from_pretrained builds on the meta device)
-        self._count: int | None = None if self.count.is_meta else 0
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._count = None
-
-    def known_count(self) -> int:
-        if self._count is None:
-            self._count = int(self.count)
-        return self._count
 
     def put(self, rows: Tensor, index: Tensor | None = None) -> None:
         """Rows beyond the capacity are an error: whoever may drop some does so before."""
-        start = self.known_count()
+        start = self.known()[0]
         end = start + len(rows)
         if end > len(self.rows):
             raise ValueError(
@@ -46,15 +60,15 @@ class _Waiting(nn.Module):
         self.rows[start:end] = rows.to(self.rows.dtype)
         if index is not None:
             self.index[start:end] = index
-        self.count.add_(len(rows))
-        self._count = end
+        self.count_on(end)
 
     def take(self) -> tuple[Tensor, Tensor]:
         """All that waits, in the order it came. Nothing is left behind: state must not depend on that order."""
-        count, self._count = self.known_count(), 0
+        count = self.known()[0]
         rows, index = self.rows[:count].clone(), self.index[:count].clone()
-        for buffer in (self.rows[:count], self.index[:count], self.count):
+        for buffer in (self.rows[:count], self.index[:count]):
             buffer.zero_()
+        self.count_on(0)
         return rows, index
 
 
@@ -75,7 +89,7 @@ class FeatureQueue(nn.Module):
     def push(self, rows: Tensor) -> None:
         """Remember this micro-batch's rows (B, dim) of every rank, in rank order, for ``advance``."""
         rows = distributed.gather_with_grad(rows.detach())
-        room = len(self.rows) - self.waiting.known_count()
+        room = len(self.rows) - self.waiting.known()[0]
         if len(rows) > room:  # the step alone fills the queue: its oldest rows would be gone at once
             kept = torch.cat([self.waiting.take()[0], rows.to(self.rows.dtype)])[-len(self.rows) :]
             self.waiting.put(kept)

@@ -41,10 +41,16 @@ class MultiViewConfig(SSLConfig):
 
     joint_batchnorm: True computes BatchNorm's statistics over all views of one size together, in one pass; False over
     each view alone, in a pass of its own. Networks without BatchNorm (ViT) give the same either way, True is faster.
-    Each method's default is what its authors' code does.
+    Each method's default is what its authors' code does. ValueError where a temperature is not positive.
     """
 
     joint_batchnorm: bool = True
+
+    def __post_init__(self, **kwargs):
+        for name, value in vars(self).items():
+            if name.endswith("temperature") and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        super().__post_init__(**kwargs)
 
 
 @dataclass

@@ -2,11 +2,13 @@
 And a frozen snapshot of a module, taken anew now and then."""
 
 import copy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
+
+from .memory import HostCounter
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -53,19 +55,16 @@ def teacher_mode(teacher: nn.Module, training: bool) -> None:
             module.train(training)
 
 
-class Snapshot(nn.Module):
+class Snapshot(HostCounter):
     """A frozen copy of ``source`` in ``model``, taken anew every so many optimiser steps, ``times`` times at most."""
+
+    counter = "steps"
 
     def __init__(self, source: nn.Module, every: int, times: int):
         super().__init__()
         self.every, self.times = every, times
         self.model = make_teacher(source).eval()
         self.steps = nn.Buffer(torch.zeros((), dtype=torch.int64))
-        self._steps: int | None = None  # ``steps`` on the host, None: to be read from the buffer
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._steps = None
 
     def train(self, mode: bool = True) -> "Snapshot":
         return super().train(False)
@@ -73,9 +72,9 @@ class Snapshot(nn.Module):
     @torch.no_grad()
     def advance(self, source: nn.Module) -> None:
         """Once per optimiser step, after ``source`` has moved."""
-        self._steps = (int(self.steps) if self._steps is None else self._steps) + 1
-        self.steps.add_(1)
-        if self._steps % self.every == 0 and self._steps // self.every <= self.times:
+        steps = self.known()[0] + 1
+        self.count_on(steps)
+        if steps % self.every == 0 and steps // self.every <= self.times:
             torch._foreach_copy_([*self.model.parameters()], [*source.parameters()])
             for target, buffer in zip(self.model.buffers(), source.buffers(), strict=True):
                 target.copy_(buffer)

@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from .backbones import feature_dim
-from .heads import MLPHead
 from .joint_embedding import TeacherModel
 from .losses import info_nce
 from .memory import FeatureQueue
@@ -41,8 +39,6 @@ class MomentumContrastConfig(MultiViewConfig):
     key_batchnorm: str = "ema"
 
     def __post_init__(self, **kwargs):
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.queue_size < 1:
             raise ValueError(f"queue_size must be at least 1, got {self.queue_size}: without a queue use simclr")
         if self.key_batchnorm not in ("ema", "batch"):
@@ -62,9 +58,7 @@ class MomentumContrastModel(TeacherModel):
     def __init__(self, config: Any):
         super().__init__(config)
         self.teacher_buffers = config.key_batchnorm == "ema"  # what stands in for shuffling
-        dim = feature_dim(self.backbone)
-        widths = [dim, *[config.hidden_dim or dim] * (config.num_layers - 1), config.projection_dim]
-        self.projector = MLPHead(widths, hidden_norm=False, hidden_bias=True)
+        self.projector = self.make_projector(config.num_layers, hidden_norm=False, hidden_bias=True)
         self.queue = FeatureQueue(config.queue_size, config.projection_dim)
         self.add_teacher()
 

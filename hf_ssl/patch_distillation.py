@@ -1,53 +1,41 @@
 """What DINOv2 and DINOv3 share: a student matches its EMA teacher's prototypes on crops and on masked patches."""
 
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from . import backbones, distributed, schedules
 from .heads import DINOHead
-from .joint_embedding import TeacherModel
 from .losses import dino_loss, koleo, patch_loss, target_entropies
 from .masks import block_masks, masked_positions
 from .memory import Center
-from .modeling import MultiViewConfig, SSLOutput
-from .momentum import make_teacher
+from .modeling import SSLOutput
+from .self_distillation import SelfDistillationConfig, SelfDistillationModel
 
 
 @strict
-class PatchDistillationConfig(MultiViewConfig):
-    """out_dim, hidden_dim, bottleneck_dim, num_layers: the head; out_dim is its prototypes K. separate_heads: patches
-    have a head of their own, with the patch_* widths; else one head serves both.
+class PatchDistillationConfig(SelfDistillationConfig):
+    """separate_heads: patches have a head of their own, with the patch_* widths; else one head serves both.
     centering: of the teacher's logits, "softmax" (minus an EMA of their mean) or "sinkhorn" over the global batch.
-    teacher_temperature: reached linearly from warmup_teacher_temperature in the share teacher_temperature_warmup of
-    the run. teacher_momentum: follows half a cosine to teacher_momentum_end.
+    teacher_momentum: follows half a cosine to teacher_momentum_end.
     mask_share: of the large crops, exactly so many are masked, by ratios stratified over mask_ratio. patch_weight,
     koleo_weight, local_weight: of the patch loss, of KoLeo per large crop and of the small crops' part of the loss.
     layer_decay: learning rate per block from the end. patch_embedding_rate: the patch embedding's share beside that.
-    freeze_last_layer: share of the run before the prototypes train.
+    The rest: ``SelfDistillationConfig``.
     """
 
-    out_dim: int = 65536
-    hidden_dim: int = 2048
-    bottleneck_dim: int = 256
-    num_layers: int = 3
     separate_heads: bool = False
     patch_out_dim: int = 65536
     patch_hidden_dim: int = 2048
     patch_bottleneck_dim: int = 256
     centering: str = "softmax"
-    center_momentum: float | int = 0.9
     sinkhorn_iterations: int = 3
-    student_temperature: float | int = 0.1
-    warmup_teacher_temperature: float | int = 0.04
     teacher_temperature: float | int = 0.07
-    teacher_temperature_warmup: float | int = 0.3
     teacher_momentum: float | int = 0.992
     teacher_momentum_end: float | int = 1.0
     mask_share: float | int = 0.5
@@ -57,7 +45,6 @@ class PatchDistillationConfig(MultiViewConfig):
     local_weight: float | int = 1.0
     layer_decay: float | int = 0.9
     patch_embedding_rate: float | int = 0.2
-    freeze_last_layer: float | int = 0.01
 
     def __post_init__(self, **kwargs):
         if self.centering not in ("softmax", "sinkhorn"):
@@ -74,7 +61,7 @@ class Tokens(NamedTuple):
     patches: Tensor
 
 
-class PatchDistillationModel(TeacherModel):
+class PatchDistillationModel(SelfDistillationModel):
     """Student and EMA teacher, each backbone + head(s). The teacher sees the two large crops whole; the student sees
     them with patches masked, and small crops.
 
@@ -83,8 +70,6 @@ class PatchDistillationModel(TeacherModel):
     """
 
     config: PatchDistillationConfig
-    followed = ("backbone", "head")
-    weight_norm: ClassVar[bool] = True  # of the prototypes
     teacher_head: DINOHead
 
     def __init__(self, config: PatchDistillationConfig):
@@ -92,50 +77,21 @@ class PatchDistillationModel(TeacherModel):
         self.mask_token = None
         if backbones.make_hidable(self.backbone):
             self.mask_token = nn.Parameter(torch.zeros(1, 1, backbones.feature_dim(self.backbone)))
-        self.head = self._make_head(config.out_dim, config.hidden_dim, config.bottleneck_dim)
+        self.head = self.make_head(config.out_dim, config.hidden_dim, config.bottleneck_dim)
         patch_out = config.out_dim
         if config.separate_heads:
             patch_out = config.patch_out_dim
-            self.patch_head = self._make_head(patch_out, config.patch_hidden_dim, config.patch_bottleneck_dim)
+            self.patch_head = self.make_head(patch_out, config.patch_hidden_dim, config.patch_bottleneck_dim)
+            self.followed = (*self.followed, "patch_head")
         self.add_teacher()
         if config.centering == "softmax":
             self.center, self.patch_center = Center(config.out_dim), Center(patch_out)
 
-    def _make_head(self, out_dim: int, hidden_dim: int, bottleneck_dim: int) -> DINOHead:
-        dim, layers = backbones.feature_dim(self.backbone), self.config.num_layers
-        return DINOHead(dim, out_dim, hidden_dim, bottleneck_dim, layers, weight_norm=self.weight_norm)
-
-    def add_teacher(self) -> None:
-        super().add_teacher()
-        if self.config.separate_heads:
-            self.teacher_patch_head = make_teacher(self.patch_head)
-
-    def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        yield from super().teachers()
-        if self.config.separate_heads:
-            yield self.patch_head, self.teacher_patch_head
-
-    @property
-    def export_backbone(self) -> PreTrainedModel:
-        return self.teacher_backbone  # as published
-
     def teacher_momentum(self, progress: float) -> float:
         return schedules.cosine(progress, self.config.teacher_momentum, self.config.teacher_momentum_end)
 
-    def teacher_temperature(self) -> Tensor:
-        c = self.config
-        return schedules.linear(
-            self.progress, c.warmup_teacher_temperature, c.teacher_temperature, c.teacher_temperature_warmup
-        )
-
     def learning_rates(self) -> Iterator[tuple[nn.Parameter, float]]:
         return backbones.layer_rates(self.backbone, self.config.layer_decay, self.config.patch_embedding_rate)
-
-    def before_optimizer_step(self, progress: float) -> None:
-        if progress < self.config.freeze_last_layer:  # of the student alone: the teacher follows what it does
-            self.head.spare_prototypes()
-            if self.config.separate_heads:
-                self.patch_head.spare_prototypes()
 
     def forward(
         self, pixel_values: Tensor, local_pixel_values: Tensor | None = None, masks: Tensor | None = None

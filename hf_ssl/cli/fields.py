@@ -241,17 +241,20 @@ def method_defaults(method: str) -> dict[str, Any]:
 
 def method_views(method: str) -> list[dict[str, Any]]:
     """The groups of views of the method's image processor, as far as they are literals; each has its ``key``."""
+    from ..processing import presets  # plain dicts: nothing heavy comes with them
+
     file, stem = _method_file(method)
-    listed: ast.AST | None = _class_value(_class(file, f"{stem}ImageProcessor"), "views")
+    listed = _class_value(_class(file, f"{stem}ImageProcessor"), "views")
     if isinstance(listed, ast.Attribute):  # presets.BYOL
-        file = source(_PACKAGE / "processing" / "presets.py")
-        listed = (file.find(listed.attr) or (file, None))[1]
+        return [dict(group) for group in getattr(presets, listed.attr)]
     groups = []
     for node in listed.elts if isinstance(listed, ast.List) else []:
         group: dict[str, Any] = {"key": "pixel_values"}
         for key, value in zip(node.keys, node.values, strict=True) if isinstance(node, ast.Dict) else ():
             if key is not None:
                 group[_literal(key, "?")] = _literal(value, "...")
+            elif isinstance(value, ast.Attribute):  # **presets.JIGSAW
+                group |= getattr(presets, value.attr)
             elif isinstance(value, ast.Name) and (found := file.find(value.id)):  # **_COLOUR
                 group |= _literal(found[1], {})
         groups.append(group)

@@ -99,14 +99,18 @@ def check_method(name: str | None, command: str = "train") -> str:
 
 
 def other_methods_flags(method: str) -> dict[str, str]:
-    """Flags that only other methods have -> "dino, not of simclr", for the complaint about one."""
+    """Flags that only other methods have -> "dino and mae, not of simclr", for the complaint about one."""
     mine = train_flags(method)
     owners: dict[str, list[str]] = {}
     for other in METHODS:
         for name in (*config_flags(other), *family_flags(other)):
             if name not in mine:
                 owners.setdefault(name, []).append(other)
-    return {name: f"{' and '.join(others)}, not of {method}" for name, others in owners.items()}
+    return {name: f"{_listed(others)}, not of {method}" for name, others in owners.items()}
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def _consistent(values: dict[str, Any], where: str) -> dict[str, Any]:

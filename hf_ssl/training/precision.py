@@ -42,6 +42,8 @@ def choose(model: SSLModel, batch: dict[str, Tensor], stated: str = "auto", seco
     first, gain = offered[0], times[offered[0]] / times[fastest]
     if fastest == first or gain < GAIN:
         best = min(offered[1:], key=lambda choice: times[choice])
+        if times[best] == float("inf"):
+            return Choice(first.precision, first.attention, f"{_name(first)}: bf16 gradients are wrong here")
         said = f"{_name(first)}: {_name(best)} would be {times[first] / times[best]:.2f} times as fast here"
         return Choice(first.precision, first.attention, said)
     flag = "--precision fp32" if stated == "auto" else "--attn_implementation sdpa"
@@ -90,13 +92,17 @@ def _measure(twin: SSLModel, batch: dict[str, Tensor], offered: list[Choice], se
     """Seconds of a pass of each choice, the best of interleaved ones, on as many images as there is time for. Where
     passes are short more of them are made, up to a third of the time: other work on the machine shows in any one.
 
-    A choice whose gradient is far from the first one's takes for ever: torch 2.14's bf16 convolutions, for one, leave
-    the kernel's gradient uninitialised where a stride of 2 meets a feature map of 1×1.
+    A choice whose gradient is far from the first one's takes for ever, and so does bf16 where a stride meets a feature
+    map of 1×1: torch 2.14 leaves that kernel's gradient uninitialised, which may look like one for a while.
     """
     original, start = twin.backbone.config._attn_implementation, time.perf_counter()
     full = len(batch[twin.main_input_name])
     twin.train()
     norms: dict[Choice, float] = {}
+    points: list[bool] = []  # whether a strided convolution met a single pixel
+    for module in twin.modules():
+        if isinstance(module, torch.nn.Conv2d) and max(module.stride) > 1:
+            module.register_forward_pre_hook(lambda _, args: points.append(args[0].shape[-2:].numel() == 1))
 
     def timed(choice: Choice, rows: int) -> float:
         twin.set_attn_implementation(choice.attention or original)
@@ -108,8 +114,10 @@ def _measure(twin: SSLModel, batch: dict[str, Tensor], offered: list[Choice], se
         took = time.perf_counter() - began
         norms[choice] = float(torch.nn.utils.get_total_norm([p.grad for p in twin.parameters() if p.grad is not None]))
         twin.zero_grad()
-        twin.update_state()  # what waits for an optimiser step would pile up
-        return took if 0.5 < norms[choice] / norms[offered[0]] < 2 else float("inf")
+        with torch.no_grad():
+            twin.update_state()  # what waits for an optimiser step would pile up
+        sound = choice.precision != "bf16" or not any(points)
+        return took if sound and 0.5 < norms[choice] / norms[offered[0]] < 2 else float("inf")
 
     rows = min(full, 2)
     took = timed(offered[0], rows)

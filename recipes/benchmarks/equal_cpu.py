@@ -58,7 +58,7 @@ def set_up(
     """The data and an SSLTrainer of a recipe, with ``flags`` of ``hf-ssl train`` over it."""
     own = {
         "dataset": dataset, "output_dir": folder, "seed": seed, "max_steps": 10**6, "dataloader_num_workers": 0,
-        "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": "true",
+        "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": "true", "use_cpu": "true",
     }  # fmt: skip
     words = [word for name, value in own.items() for word in (f"--{name}", str(value))]
     data = Data(dataset, load_source(dataset), load_source(dataset, "test"))

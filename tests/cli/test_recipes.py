@@ -46,7 +46,7 @@ def test_a_variant_shares_the_recipe_and_a_folder_has_none(tmp_path, monkeypatch
         ("max_steps: 1.5\n", "max_steps must be a whole number, not 1.5."),
         ("bf16: 3\n", "bf16 must be true or false, not 3."),
         ("optim: lasr\n", "optim must be one of 44 names (the nearest is lars), not 'lasr'."),
-        ("out_dim: 3\n", "'out_dim' is a flag of dino and "),
+        ("out_dim: 3\n", "'out_dim' is a flag of dino, "),
         ("seed: 1\nseed: 2\n", "'seed' stands twice (line 1 on)."),
         ("- seed\n", "it must be a mapping of flag: value, not a list."),
         ("seed: [\n", "it is no YAML at line 2"),

@@ -167,7 +167,7 @@ def test_what_cannot_be_is_refused(fields: dict, word: str) -> None:
 def test_without_row_numbers_there_is_no_label() -> None:
     views = batch("deepcluster_v2")
     views.pop("index")
-    with pytest.raises(ValueError, match="give index"):
+    with pytest.raises(ValueError, match="pass index"):
         build("deepcluster_v2")(**views)
 
 

@@ -156,8 +156,8 @@ def test_what_it_cannot_train_on_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="got 2"):
         model(views["pixel_values"].repeat(1, 2, 1, 1, 1), index=views["index"])
     for fields, word in [
-        ({"temperature": 0.0}, "temperature and partition"), ({"criterion": "mse"}, "nce or cross_entropy"),
-        ({"nce_negatives": -1}, "nce_negatives"), ({"partition": 0}, "temperature and partition"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0"), ({"criterion": "mse"}, "nce or cross_entropy"),
+        ({"nce_negatives": -1}, "nce_negatives"), ({"partition": 0}, "partition must be positive, got 0"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=word):
             InstDiscConfig(backbone_config=dict(VIT), **fields)

@@ -102,6 +102,6 @@ def test_neighbours_become_real_ones() -> None:
 
 
 def test_bad_values_are_refused() -> None:
-    for fields in ({"temperature": 0}, {"queue_size": 0}):
-        with pytest.raises(ValueError, match="temperature must be positive and queue_size at least 1"):
-            NNCLRConfig(backbone_config=dict(VIT), **fields)
+    for field, words in {"temperature": "must be positive", "queue_size": "must be at least 1"}.items():
+        with pytest.raises(ValueError, match=f"{field} {words}, got 0"):
+            NNCLRConfig(backbone_config=dict(VIT), **{field: 0})

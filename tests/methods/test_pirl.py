@@ -14,8 +14,8 @@ def test_both_parts_by_hand() -> None:
     images, patches, index = views["pixel_values"], views["patch_pixel_values"], views["index"]
     output = model(**views)
     own = F.normalize(model.projector(model.features(images[:, 0])), dim=1)
-    each = [model.patch_projector(model.features(patch)) for patch in patches.unbind(1)]
-    shuffled = F.normalize(model.patch_mixer(torch.cat(each, dim=1)), dim=1)
+    each = [model.patch_head.each(model.features(patch)) for patch in patches.unbind(1)]
+    shuffled = F.normalize(model.patch_head.together(torch.cat(each, dim=1)), dim=1)
     own_loss, _ = model.discriminate(own, index)
     patch_loss, _ = model.discriminate(shuffled, index)
     torch.testing.assert_close(output.loss, 0.75 * own_loss + 0.25 * patch_loss)
@@ -42,19 +42,23 @@ def test_all_patches_count_and_their_order_does() -> None:
     assert model(**{**views, "patch_pixel_values": turned}).metrics["patch_loss"] != loss
 
 
+def linears(head: nn.Module) -> list[tuple[int, ...]]:
+    return [tuple(module.weight.shape) for module in head.modules() if isinstance(module, nn.Linear)]
+
+
 def test_heads() -> None:
     model = build("pirl", num_patches=9)
-    shapes = [[tuple(m.weight.shape) for m in part if isinstance(m, nn.Linear)]
-              for part in (model.projector, model.patch_projector, model.patch_mixer)]  # fmt: skip
-    assert shapes == [[(8, 16)], [(8, 16)], [(8, 72)]]
+    assert linears(model.projector) == linears(model.patch_head.each) == [(8, 16)]
+    assert linears(model.patch_head)[-1] == (8, 72)
     deep = build("pirl", RESNET, hidden_dim=20, criterion="cross_entropy")
-    assert [tuple(m.weight.shape) for m in deep.patch_mixer if isinstance(m, nn.Linear)] == [(20, 32), (8, 20)]
+    assert linears(deep.projector) == [(20, 12), (8, 20)]
+    assert linears(deep.patch_head) == [(20, 12), (8, 20), (8, 32)]
     assert deep(**batch("pirl")).loss.isfinite()
 
 
 def test_what_it_cannot_train_on_is_refused_in_words() -> None:
     model, views = build("pirl"), batch("pirl")
-    with pytest.raises(ValueError, match=r"4 of its patches \(patch_pixel_values\), got none"):
+    with pytest.raises(ValueError, match=r"PIRL needs 4 patches of each image \(patch_pixel_values\), got none"):
         model(views["pixel_values"], index=views["index"])
     with pytest.raises(ValueError, match="got 3"):
         model(views["pixel_values"], views["patch_pixel_values"][:, :3], views["index"])

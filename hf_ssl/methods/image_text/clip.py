@@ -19,6 +19,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ... import backbones, distributed, text
+from ...losses import choice_loss
 from ...modeling import Paper, SSLConfig, SSLModel, SSLOutput
 from ...processing.image_text import ImageTextProcessor
 
@@ -181,6 +182,5 @@ def clip_loss(to_texts: Tensor, to_images: Tensor, offset: int = 0) -> tuple[Ten
     scale's too. Also the shares of rows whose partner ranks first.
     """
     partner = torch.arange(len(to_texts), device=to_texts.device) + offset
-    loss = (F.cross_entropy(to_texts, partner) + F.cross_entropy(to_images, partner)) / 2
-    accuracies = [(logits.detach().argmax(1) == partner).float().mean() for logits in (to_texts, to_images)]
-    return loss, {"image_to_text_accuracy": accuracies[0], "text_to_image_accuracy": accuracies[1]}
+    (first, text_hits), (second, image_hits) = (choice_loss(logits, partner) for logits in (to_texts, to_images))
+    return (first + second) / 2, {"image_to_text_accuracy": text_hits, "text_to_image_accuracy": image_hits}

@@ -14,9 +14,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ...backbones import feature_dim
 from ...distributed import sum_with_grad, world_size
-from ...heads import MLPHead
 from ...joint_embedding import JointEmbeddingModel
 from ...modeling import MultiViewConfig, Paper
 from ...processing import SSLImageProcessor, presets
@@ -67,8 +65,7 @@ class BarlowTwinsForPreTraining(JointEmbeddingModel):
 
     def __init__(self, config: BarlowTwinsConfig):
         super().__init__(config)
-        widths = [feature_dim(self.backbone), *[config.hidden_dim] * (config.num_layers - 1), config.projection_dim]
-        self.projector = MLPHead(widths, last_bias=False)
+        self.projector = self.make_projector(config.num_layers, last_bias=False)
         self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

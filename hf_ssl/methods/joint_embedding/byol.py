@@ -12,7 +12,6 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ...backbones import feature_dim
 from ...heads import MLPHead
 from ...joint_embedding import TeacherModel
 from ...losses import negative_cosine, spread
@@ -65,9 +64,9 @@ class BYOLForPreTraining(TeacherModel):
 
     def __init__(self, config: BYOLConfig):
         super().__init__(config)
-        hidden, width = config.hidden_dim, config.projection_dim
-        self.projector = MLPHead([feature_dim(self.backbone), hidden, width], last_bias=False)
-        self.predictor = MLPHead([width, hidden, width], last_bias=False)
+        width = config.projection_dim
+        self.projector = self.make_projector(last_bias=False)
+        self.predictor = MLPHead([width, config.hidden_dim, width], last_bias=False)
         self.add_teacher()
         self.post_init()
 

@@ -12,8 +12,6 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ... import distributed
-from ...backbones import feature_dim
-from ...heads import MLPHead
 from ...joint_embedding import JointEmbeddingModel
 from ...losses import contrastive_logits
 from ...modeling import MultiViewConfig, Paper
@@ -34,8 +32,8 @@ class DCLConfig(MultiViewConfig):
     sigma: float | int = 0.5
 
     def __post_init__(self, **kwargs):
-        if self.temperature <= 0 or self.sigma <= 0:
-            raise ValueError(f"temperature and sigma must be positive, got {self.temperature} and {self.sigma}")
+        if self.sigma <= 0:
+            raise ValueError(f"sigma must be positive, got {self.sigma}")
         super().__post_init__(**kwargs)
 
 
@@ -69,9 +67,7 @@ class DCLForPreTraining(JointEmbeddingModel):
 
     def __init__(self, config: DCLConfig):
         super().__init__(config)
-        dim = feature_dim(self.backbone)
-        widths = [dim, config.hidden_dim or dim, config.projection_dim]
-        self.projector = MLPHead(widths, last_norm="scale", last_bias=False)
+        self.projector = self.make_projector(last_norm="scale", last_bias=False)
         self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from ...backbones import feature_dim
 from ...heads import PatchesHead
 from ...modeling import Paper, SSLOutput
 from ...momentum_contrast import MomentumContrastConfig, MomentumContrastModel
-from ...processing import SSLImageProcessor
+from ...processing import SSLImageProcessor, presets
 
 
 @strict
@@ -41,14 +41,10 @@ class InfoMinImageProcessor(SSLImageProcessor):
 
     views: ClassVar = [
         {
-            "key": "pixel_values", "count": 2, "scale": [0.2, 1.0], "interpolation": "bilinear", "hflip": 0.5,
-            "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "jitter_p": 0.8, "blur_p": 0.5,
-            "blur_kernel": 0.1, "randaugment": 2, "randaugment_magnitude": 10, "grayscale_p": 0.2,
+            "key": "pixel_values", "count": 2, "scale": [0.2, 1.0], "interpolation": "bilinear",
+            **presets.STRONG_COLOUR, "blur_kernel": 0.1, "randaugment": 2, "randaugment_magnitude": 10,
         },
-        {
-            "key": "patch_pixel_values", "grid": 3, "grid_shuffle": True, "size": 64, "scale": [0.6, 1.0],
-            "interpolation": "bilinear", "hflip": 0.5,
-        },
+        {**presets.JIGSAW, "interpolation": "bilinear", "hflip": 0.5},
     ]  # fmt: skip
 
 
@@ -86,12 +82,9 @@ class InfoMinForPreTraining(MomentumContrastModel):
         if pixel_values.ndim == 4:
             return SSLOutput(embeddings=self.features(pixel_values))
         self.check_views(pixel_values)
-        wanted = self.config.num_patches
-        if patch_pixel_values is None or patch_pixel_values.shape[1] != wanted:
-            got = "none" if patch_pixel_values is None else patch_pixel_values.shape[1]
-            raise ValueError(f"InfoMin's jigsaw branch needs {wanted} patches (patch_pixel_values), got {got}")
+        cut = self.patch_head.check(patch_pixel_values, self.paper.name)
         keys = self.keys(pixel_values[:, 1:])
-        patches = self.encode(patch_pixel_values)  # first: BatchNorm's last word is the whole view's
+        patches = self.encode(cut)  # first: BatchNorm's last word is the whole view's
         jigsaw, patch_accuracy = self.contrast(self.patch_head(patches), keys)
         embeddings = self.encode(pixel_values[:, self.encoded])
         loss, accuracy = self.contrast(self.projector(embeddings), keys)

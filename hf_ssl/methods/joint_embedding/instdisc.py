@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...backbones import feature_dim
 from ...instance_discrimination import InstanceConfig, InstanceModel
 from ...modeling import Paper, SSLOutput
-from ...processing import SSLImageProcessor
+from ...processing import SSLImageProcessor, presets
 
 
 @strict
@@ -34,11 +34,8 @@ class InstDiscImageProcessor(SSLImageProcessor):
     """One random crop: flip, colour jitter always and strong in hue, grayscale, no blur (the official code's)."""
 
     views: ClassVar = [
-        {
-            "key": "pixel_values", "count": 1, "scale": [0.2, 1.0], "interpolation": "bilinear", "hflip": 0.5,
-            "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4, "grayscale_p": 0.2,
-        }
-    ]  # fmt: skip
+        {"key": "pixel_values", "count": 1, "scale": [0.2, 1.0], **presets.HALF_COLOUR, "hue": 0.4, "jitter_p": 1.0}
+    ]
 
 
 class InstDiscForPreTraining(InstanceModel):

@@ -17,12 +17,10 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ...backbones import feature_dim
 from ...distributed import step_normal, sum_with_grad, world_size
-from ...heads import MLPHead
 from ...joint_embedding import JointEmbeddingModel
 from ...modeling import MultiViewConfig, Paper, SSLOutput
-from ...processing import SSLImageProcessor
+from ...processing import SSLImageProcessor, presets
 
 
 @strict
@@ -47,19 +45,19 @@ class LeJEPAConfig(MultiViewConfig):
         super().__post_init__(**kwargs)
 
 
-_COLOUR = {
-    "hflip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "jitter_p": 0.8,
-    "grayscale_p": 0.2, "blur_p": 0.5, "solarize_p": 0.2,
-}  # fmt: skip
-
-
 class LeJEPAImageProcessor(SSLImageProcessor):
     """Two large crops and six small ones, colours alike (README of the official code; 98 px for patches of 14)."""
 
     views: ClassVar = [
-        {"key": "pixel_values", "count": 2, "scale": [0.3, 1.0], **_COLOUR},
-        {"key": "local_pixel_values", "count": 6, "size": 96, "scale": [0.05, 0.3], **_COLOUR},
-    ]
+        {
+            "key": "pixel_values", "count": 2, "scale": [0.3, 1.0], **presets.BYOL_COLOUR, "blur_p": 0.5,
+            "solarize_p": 0.2,
+        },
+        {
+            "key": "local_pixel_values", "count": 6, "size": 96, "scale": [0.05, 0.3], **presets.BYOL_COLOUR,
+            "blur_p": 0.5, "solarize_p": 0.2,
+        },
+    ]  # fmt: skip
 
 
 class LeJEPAForPreTraining(JointEmbeddingModel):
@@ -86,8 +84,7 @@ class LeJEPAForPreTraining(JointEmbeddingModel):
 
     def __init__(self, config: LeJEPAConfig):
         super().__init__(config)
-        widths = [feature_dim(self.backbone), *[config.hidden_dim] * (config.num_layers - 1), config.projection_dim]
-        self.projector = MLPHead(widths, hidden_bias=True)
+        self.projector = self.make_projector(config.num_layers, hidden_bias=True)
         self.post_init()
 
     def forward(self, pixel_values: Tensor, local_pixel_values: Tensor | None = None) -> SSLOutput:
@@ -95,8 +92,7 @@ class LeJEPAForPreTraining(JointEmbeddingModel):
         if pixel_values.ndim == 4:
             return SSLOutput(embeddings=self.features(pixel_values))
         self.check_views(pixel_values)
-        crops = [pixel_values] if local_pixel_values is None else [pixel_values, local_pixel_values]
-        encoded = [self.encode(views) for views in crops]  # crops of one size share one pass
+        encoded = self.encode_crops(pixel_values, local_pixel_values)
         batch, c = len(pixel_values), self.config
         projected = self.project(self.projector, torch.cat(encoded), batch).float().unflatten(0, (-1, batch))
         centre = projected[: pixel_values.shape[1]].mean(0)

@@ -16,6 +16,7 @@ from transformers import initialization as init
 
 from ... import backbones, distributed, heads
 from ...joint_embedding import TeacherModel
+from ...losses import choice_loss, similarities
 from ...modeling import MultiViewConfig, Paper
 from ...processing import SSLImageProcessor, presets
 
@@ -38,11 +39,6 @@ class MoCoV3Config(MultiViewConfig):
     freeze_patches: bool = True
     fixed_positions: bool = True
     joint_batchnorm: bool = False
-
-    def __post_init__(self, **kwargs):
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        super().__post_init__(**kwargs)
 
 
 class MoCoV3ImageProcessor(SSLImageProcessor):
@@ -74,19 +70,13 @@ class MoCoV3ForPreTraining(TeacherModel):
 
     def __init__(self, config: MoCoV3Config):
         super().__init__(config)
-        patches = self._patch_projection() is not None
-        dim, hidden, out = backbones.feature_dim(self.backbone), config.hidden_dim, config.projection_dim
-        layers = config.num_layers or (3 if patches else 2)
-        self.projector = heads.MLPHead([dim, *[hidden] * (layers - 1), out], last_norm="plain", last_bias=False)
+        patches = backbones.patch_projection(self.backbone) is not None
+        layers, out = config.num_layers or (3 if patches else 2), config.projection_dim
+        self.projector = self.make_projector(layers, last_norm="plain", last_bias=False)
         last = "plain" if patches else None
-        self.predictor = heads.MLPHead([out, hidden, out], last_norm=last, last_bias=False)
+        self.predictor = heads.MLPHead([out, config.hidden_dim, out], last_norm=last, last_bias=False)
         self.add_teacher()
         self.post_init()
-
-    def _patch_projection(self) -> nn.Module | None:
-        """The backbone's patch projection; None where it has none (a convolutional network)."""
-        embeddings = getattr(self.backbone, "embeddings", None)
-        return getattr(getattr(embeddings, "patch_embeddings", None), "projection", None)
 
     def _positions(self) -> nn.Parameter | None:
         """The backbone's table of positions, (1, prefix + N, D); None where it has none, or is to learn it."""
@@ -94,7 +84,7 @@ class MoCoV3ForPreTraining(TeacherModel):
         return getattr(embeddings, "position_embeddings", None) if self.config.fixed_positions else None
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
-        projection, positions = self._patch_projection(), self._positions()
+        projection, positions = backbones.patch_projection(self.backbone), self._positions()
         if projection is not None and self.config.freeze_patches:
             yield from projection.parameters()
         if positions is not None:
@@ -112,7 +102,7 @@ class MoCoV3ForPreTraining(TeacherModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if module is self and self._patch_projection() is not None:
+        if module is self and backbones.patch_projection(self.backbone) is not None:
             for part in self.backbone.modules():  # Xavier, q, k and v apart, as published
                 heads.init_head(part, xavier=True)
             positions = self._positions()
@@ -131,8 +121,6 @@ def contrast(queries: Tensor, keys: Tensor, temperature: float, own_key: int = 0
     own_key: where the first query's own key stands. Also returns the share of queries whose own key ranks first.
     """
     queries, keys = F.normalize(queries.float(), dim=1), F.normalize(keys.float(), dim=1)
-    with torch.autocast(queries.device.type, enabled=False):  # similarities / τ need float32
-        logits = queries @ keys.T / temperature
     own = torch.arange(len(queries), device=queries.device) + own_key
-    hits = (logits.detach().argmax(1) == own).float().mean()
-    return 2 * temperature * F.cross_entropy(logits, own), hits
+    loss, hits = choice_loss(similarities(queries, keys, temperature), own)
+    return 2 * temperature * loss, hits

@@ -14,9 +14,9 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ... import distributed
-from ...backbones import feature_dim
 from ...heads import MLPHead
 from ...joint_embedding import JointEmbeddingModel
+from ...losses import choice_loss, similarities
 from ...memory import FeatureQueue
 from ...modeling import MultiViewConfig, Paper
 from ...processing import SSLImageProcessor, presets
@@ -38,10 +38,8 @@ class NNCLRConfig(MultiViewConfig):
     joint_batchnorm: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.temperature <= 0 or self.queue_size < 1:
-            raise ValueError(
-                f"temperature must be positive and queue_size at least 1, got {self.temperature}, {self.queue_size}"
-            )
+        if self.queue_size < 1:
+            raise ValueError(f"queue_size must be at least 1, got {self.queue_size}")
         super().__post_init__(**kwargs)
 
 
@@ -76,8 +74,7 @@ class NNCLRForPreTraining(JointEmbeddingModel):
     def __init__(self, config: NNCLRConfig):
         super().__init__(config)
         c = config
-        widths = [feature_dim(self.backbone), c.hidden_dim, c.hidden_dim, c.projection_dim]
-        self.projector = MLPHead(widths, last_norm="affine", last_bias=False)
+        self.projector = self.make_projector(3, last_norm="affine", last_bias=False)
         self.predictor = MLPHead([c.projection_dim, c.predictor_hidden_dim, c.projection_dim])
         self.queue = FeatureQueue(c.queue_size, c.projection_dim)
         self.post_init()
@@ -111,8 +108,7 @@ class NNCLRForPreTraining(JointEmbeddingModel):
 @torch.no_grad()
 def nearest(rows: Tensor, support: Tensor) -> Tensor:
     """(B, d) and (Q, d) unit rows: for each of the first the place (B,) of the most similar among the second."""
-    with torch.autocast(rows.device.type, enabled=False):  # near ties need float32
-        return (rows @ support.T).argmax(1)
+    return similarities(rows, support).argmax(1)
 
 
 def neighbour_nce(neighbours: Tensor, predictions: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -122,7 +118,4 @@ def neighbour_nce(neighbours: Tensor, predictions: Tensor, temperature: float) -
     share of them nearest to their own image's prediction.
     """
     everyone = distributed.gather_with_grad(F.normalize(predictions.float(), dim=1))
-    with torch.autocast(neighbours.device.type, enabled=False):  # similarities / τ need float32
-        logits = neighbours @ everyone.T / temperature
-    own = torch.arange(len(neighbours), device=logits.device) + distributed.rank() * len(neighbours)
-    return F.cross_entropy(logits, own), (logits.detach().argmax(1) == own).float().mean()
+    return choice_loss(similarities(neighbours, everyone, temperature), distributed.own_rows(neighbours))

@@ -19,7 +19,7 @@ from ...joint_embedding import TeacherModel
 from ...losses import target_entropies
 from ...memory import Center, FeatureQueue
 from ...modeling import MultiViewConfig, Paper, SSLOutput
-from ...processing import SSLImageProcessor
+from ...processing import SSLImageProcessor, presets
 
 
 @strict
@@ -45,19 +45,13 @@ class OBoWConfig(MultiViewConfig):
         super().__post_init__(**kwargs)
 
 
-_COLOUR = {
-    "hflip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "jitter_p": 0.8,
-    "grayscale_p": 0.2, "interpolation": "bilinear",
-}  # fmt: skip
-
-
 class OBoWImageProcessor(SSLImageProcessor):
     """The teacher's whole image, two medium crops and five small ones (section 4.1). The official small ones lie on a
     jittered grid over one crop of 60 to 100 %: these, drawn one by one, cover as much of the image each."""
 
     views: ClassVar = [
-        {"key": "pixel_values", "count": 2, "size": 160, "scale": [0.08, 0.6], **_COLOUR, "blur_p": 0.5},
-        {"key": "local_pixel_values", "count": 5, "size": 96, "scale": [0.085, 0.14], **_COLOUR},
+        {"key": "pixel_values", "count": 2, "size": 160, "scale": [0.08, 0.6], **presets.HALF_COLOUR, "blur_p": 0.5},
+        {"key": "local_pixel_values", "count": 5, "size": 96, "scale": [0.085, 0.14], **presets.HALF_COLOUR},
         {"key": "teacher_pixel_values", "count": 1, "scale": None, "hflip": 0.5, "interpolation": "bilinear"},
     ]
 
@@ -113,8 +107,7 @@ class OBoWForPreTraining(TeacherModel):
         self.check_views(pixel_values)
         if teacher_pixel_values is None:
             raise ValueError("OBoW's teacher looks at the whole image: give teacher_pixel_values (B, 1, C, H, W)")
-        crops = [pixel_values] if local_pixel_values is None else [pixel_values, local_pixel_values]
-        encoded = [self.encode(views) for views in crops]
+        encoded = self.encode_crops(pixel_values, local_pixel_values)
         maps = backbones.feature_maps(self.teacher_backbone, teacher_pixel_values[:, 0], self.levels)
         with torch.autocast(pixel_values.device.type, enabled=False):  # distances and logits need float32
             bags = self.bags([_inner(level.detach().float()) for level in maps])
@@ -161,8 +154,7 @@ class OBoWForPreTraining(TeacherModel):
         """(B, D): for each image its 3×3 average at one place. The official code draws it; here places take turns over
         images and steps, so that ranks, micro-batches and a resumed run agree."""
         means = F.avg_pool2d(level, [min(3, side) for side in level.shape[2:]], stride=1).flatten(2)
-        images = torch.arange(len(level), device=level.device) + distributed.rank() * len(level)
-        place = (7919 * images + 104729 * self.step) % means.shape[2]
+        place = (7919 * distributed.own_rows(level) + 104729 * self.step) % means.shape[2]
         return means.gather(2, place[:, None, None].expand(-1, means.shape[1], 1)).squeeze(2)
 
     @torch.no_grad()

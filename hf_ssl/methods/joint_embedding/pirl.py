@@ -10,20 +10,20 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...backbones import feature_dim
-from ...heads import MLPHead
+from ...heads import PatchesHead
 from ...instance_discrimination import InstanceConfig, InstanceModel
 from ...modeling import Paper, SSLOutput
-from ...processing import SSLImageProcessor
+from ...processing import SSLImageProcessor, presets
 
 
 @strict
 class PIRLConfig(InstanceConfig):
     """nce_negatives: 32000 in the paper. patch_weight: λ of the patches' loss, the image's own has 1 − λ. num_patches:
-    cells of the processor's grid. hidden_dim: None for linear heads; a width makes them two-layer, as in PyContrast,
-    which takes ``criterion="cross_entropy"`` and temperature .1 with them."""
+    cells of the processor's grid. hidden_dim: None for linear heads; a width makes the image's and each patch's
+    two-layer, as in PyContrast, which takes ``criterion="cross_entropy"`` and temperature .1 with them."""
 
     model_type = "ssl_pirl"
 
@@ -38,26 +38,18 @@ class PIRLConfig(InstanceConfig):
         super().__post_init__(**kwargs)
 
 
-_COLOUR = {
-    "hflip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2, "grayscale_p": 0.2,
-    "interpolation": "bilinear",
-}  # fmt: skip
-
-
 class PIRLImageProcessor(SSLImageProcessor):
     """A random crop, and nine patches from the cells of another, in random order, each with colours of its own."""
 
     views: ClassVar = [
-        {"key": "pixel_values", "count": 1, "scale": [0.08, 1.0], **_COLOUR},
-        {
-            "key": "patch_pixel_values", "grid": 3, "grid_shuffle": True, "size": 64, "scale": [0.6, 1.0], **_COLOUR,
-        },
-    ]  # fmt: skip
+        {"key": "pixel_values", "count": 1, "scale": [0.08, 1.0], **presets.HALF_COLOUR, "hue": 0.2, "jitter_p": 1.0},
+        {**presets.JIGSAW, **presets.HALF_COLOUR, "hue": 0.2, "jitter_p": 1.0},
+    ]
 
 
 class PIRLForPreTraining(InstanceModel):
-    """Backbone → head for the image; for the patches a head each, side by side, then one more; the bank learns from
-    the image alone."""
+    """Backbone → head for the image; for the patches a head each, side by side, then a linear layer; the bank learns
+    from the image alone."""
 
     config: PIRLConfig
     paper = Paper(
@@ -78,14 +70,10 @@ class PIRLForPreTraining(InstanceModel):
 
     def __init__(self, config: PIRLConfig):
         super().__init__(config)
-        dim, out, hidden = feature_dim(self.backbone), config.projection_dim, config.hidden_dim
-        middle = [] if hidden is None else [hidden]
-
-        def head(width: int) -> nn.Module:
-            return MLPHead([width, *middle, out], hidden_norm=False, hidden_bias=True)
-
-        self.projector, self.patch_projector = head(dim), head(dim)
-        self.patch_mixer = head(config.num_patches * out)
+        layers = 1 if config.hidden_dim is None else 2
+        self.projector = self.make_projector(layers, hidden_norm=False, hidden_bias=True)
+        dim = feature_dim(self.backbone)
+        self.patch_head = PatchesHead(dim, config.hidden_dim, config.projection_dim, config.num_patches)
         self.add_bank()
         self.post_init()
 
@@ -98,14 +86,10 @@ class PIRLForPreTraining(InstanceModel):
             return SSLOutput(embeddings=self.features(pixel_values))
         self.check_views(pixel_values)
         index = self.check_index(index)
-        wanted = self.config.num_patches
-        if patch_pixel_values is None or patch_pixel_values.shape[1] != wanted:
-            got = "none" if patch_pixel_values is None else patch_pixel_values.shape[1]
-            raise ValueError(f"PIRL compares an image with {wanted} of its patches (patch_pixel_values), got {got}")
+        patches = self.patch_head.check(patch_pixel_values, self.paper.name)
         embeddings = self.encode(pixel_values)
         rows = F.normalize(self.projector(embeddings).float(), dim=1)
-        parts = self.patch_projector(self.encode(patch_pixel_values)).unflatten(0, (wanted, len(pixel_values)))
-        shuffled = F.normalize(self.patch_mixer(torch.cat(parts.unbind(), dim=1)).float(), dim=1)
+        shuffled = F.normalize(self.patch_head(self.encode(patches)).float(), dim=1)
         own, accuracy = self.discriminate(rows, index)
         invariant, patch_accuracy = self.discriminate(shuffled, index)
         self.remember(index, rows)

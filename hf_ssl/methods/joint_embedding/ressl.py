@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
+from ...losses import hit_rate, similarities
 from ...modeling import Paper
 from ...momentum_contrast import MomentumContrastConfig, MomentumContrastModel
-from ...processing import SSLImageProcessor
-from ...processing.presets import MOCO_V2_VIEW
+from ...processing import SSLImageProcessor, presets
 
 
 @strict
@@ -33,17 +33,12 @@ class ReSSLConfig(MomentumContrastConfig):
     temperature: float | int = 0.1
     teacher_temperature: float | int = 0.04
 
-    def __post_init__(self, **kwargs):
-        if self.teacher_temperature <= 0:
-            raise ValueError(f"teacher_temperature must be positive, got {self.teacher_temperature}")
-        super().__post_init__(**kwargs)
-
 
 class ReSSLImageProcessor(SSLImageProcessor):
     """The student's crop coloured and blurred as in MoCo v2, then the teacher's: cropped and mirrored, no more."""
 
     views: ClassVar = [
-        {**MOCO_V2_VIEW, "count": 1},
+        {**presets.MOCO_V2_VIEW, "count": 1},
         {
             "key": "pixel_values", "count": 1, "scale": [0.2, 1.0], "interpolation": "bilinear", "hflip": 0.5,
             "jitter_p": 0.0,  # so that colours set for all views stay the student's
@@ -86,9 +81,8 @@ class ReSSLForPreTraining(MomentumContrastModel):
         """Student's queries and teacher's keys (B, d), unit vectors: cross-entropy of their relations to the queue
         (eq. 5), mean over the batch; entropy of the teacher's, in nats, and how often both rank one image first."""
         images, c = self.queue.rows, self.config
-        with torch.autocast(queries.device.type, enabled=False):  # similarities / τ need float32
-            found = F.log_softmax(queries @ images.T / c.temperature, dim=1)
-            wanted = F.softmax(keys @ images.T / c.teacher_temperature, dim=1)
-        agreement = (found.detach().argmax(1) == wanted.argmax(1)).float().mean()
+        found = similarities(queries, images, c.temperature).log_softmax(1)
+        wanted = similarities(keys, images, c.teacher_temperature).softmax(1)
+        agreement = hit_rate(found, wanted.argmax(1))
         entropy = torch.special.entr(wanted).sum(1).mean()
         return -(wanted * found).sum(1).mean(), {"relation_entropy": entropy, "relation_agreement": agreement}

@@ -10,8 +10,6 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ...backbones import feature_dim
-from ...heads import MLPHead
 from ...joint_embedding import JointEmbeddingModel
 from ...losses import nt_xent
 from ...modeling import MultiViewConfig, Paper
@@ -30,11 +28,6 @@ class SimCLRConfig(MultiViewConfig):
     hidden_dim: int | None = None
     num_layers: int = 2
     temperature: float | int = 0.1
-
-    def __post_init__(self, **kwargs):
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        super().__post_init__(**kwargs)
 
 
 class SimCLRImageProcessor(SSLImageProcessor):
@@ -65,10 +58,7 @@ class SimCLRForPreTraining(JointEmbeddingModel):
 
     def __init__(self, config: SimCLRConfig):
         super().__init__(config)
-        dim = feature_dim(self.backbone)
-        hidden = config.hidden_dim or dim
-        widths = [dim, *[hidden] * (config.num_layers - 1), config.projection_dim]
-        self.projector = MLPHead(widths, last_norm="scale", last_bias=False)
+        self.projector = self.make_projector(config.num_layers, last_norm="scale", last_bias=False)
         self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

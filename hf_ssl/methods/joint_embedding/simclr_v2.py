@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ... import backbones
-from ...heads import MLPHead
 from ...joint_embedding import TeacherModel
 from ...losses import nt_xent
 from ...memory import FeatureQueue
@@ -39,8 +38,6 @@ class SimCLRv2Config(MultiViewConfig):
     teacher_momentum: float | int = 0.999
 
     def __post_init__(self, **kwargs):
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.num_layers < 2:
             raise ValueError(f"num_layers must be at least 2, got {self.num_layers}: fine-tuning starts at the first")
         super().__post_init__(**kwargs)
@@ -91,9 +88,7 @@ class SimCLRv2ForPreTraining(TeacherModel):
 
     def __init__(self, config: SimCLRv2Config):
         super().__init__(config)
-        dim = backbones.feature_dim(self.backbone)
-        widths = [dim, *[config.hidden_dim or dim] * (config.num_layers - 1), config.projection_dim]
-        self.projector = MLPHead(widths, last_norm="scale", last_bias=False)
+        self.projector = self.make_projector(config.num_layers, last_norm="scale", last_bias=False)
         if config.memory_size:
             self.queue = FeatureQueue(config.memory_size, config.projection_dim)
             self.add_teacher()

@@ -13,7 +13,6 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from ...backbones import feature_dim
 from ...heads import MLPHead
 from ...joint_embedding import JointEmbeddingModel
 from ...losses import negative_cosine, spread
@@ -65,10 +64,8 @@ class SimSiamForPreTraining(JointEmbeddingModel):
 
     def __init__(self, config: SimSiamConfig):
         super().__init__(config)
-        dim, width = feature_dim(self.backbone), config.projection_dim
-        hidden = [config.hidden_dim or dim] * (config.num_layers - 1)
-        self.projector = MLPHead([dim, *hidden, width], last_norm="plain", last_bias=False)
-        self.predictor = MLPHead([width, config.bottleneck_dim, width])
+        self.projector = self.make_projector(config.num_layers, last_norm="plain", last_bias=False)
+        self.predictor = MLPHead([config.projection_dim, config.bottleneck_dim, config.projection_dim])
         self.post_init()
 
     def constant_rate_parameters(self) -> Iterator[nn.Parameter]:

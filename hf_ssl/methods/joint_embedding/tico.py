@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ...backbones import feature_dim
 from ...distributed import all_mean
-from ...heads import MLPHead
 from ...joint_embedding import TeacherModel
 from ...losses import negative_cosine, spread
 from ...memory import Center
@@ -74,7 +72,7 @@ class TiCoForPreTraining(TeacherModel):
 
     def __init__(self, config: TiCoConfig):
         super().__init__(config)
-        self.projector = MLPHead([feature_dim(self.backbone), config.hidden_dim, config.projection_dim])
+        self.projector = self.make_projector()
         self.covariance = Center(config.projection_dim**2)  # C, row by row
         self.add_teacher()
         self.post_init()

@@ -14,10 +14,8 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ...backbones import feature_dim
-from ...heads import MLPHead
 from ...joint_embedding import JointEmbeddingModel
-from ...losses import vicreg_terms
+from ...losses import vicreg_sum, vicreg_terms
 from ...modeling import MultiViewConfig, Paper
 from ...processing import SSLImageProcessor, presets
 
@@ -66,14 +64,11 @@ class VICRegForPreTraining(JointEmbeddingModel):
 
     def __init__(self, config: VICRegConfig):
         super().__init__(config)
-        widths = [feature_dim(self.backbone), *[config.hidden_dim] * (config.num_layers - 1), config.projection_dim]
-        self.projector = MLPHead(widths, hidden_bias=True, last_bias=False)
+        self.projector = self.make_projector(config.num_layers, hidden_bias=True, last_bias=False)
         self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = self.project(self.projector, embeddings, len(pixel_values)).chunk(2)
-        invariance, variance, covariance = vicreg_terms(first, second)
-        c = self.config
-        loss = c.invariance_weight * invariance + c.variance_weight * variance + c.covariance_weight * covariance
-        metrics = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        return loss, {name: term.detach() for name, term in metrics.items()}
+        terms = vicreg_terms(first, second)
+        metrics = dict(zip(("invariance", "variance", "covariance"), terms, strict=True))
+        return vicreg_sum(self.config, *terms), {name: term.detach() for name, term in metrics.items()}

@@ -22,7 +22,7 @@ from torch import Tensor
 from ...backbones import feature_dim, features_and_patches, over_views, patch_grid
 from ...heads import MLPHead
 from ...joint_embedding import JointEmbeddingModel
-from ...losses import variance_and_covariance, vicreg_terms
+from ...losses import variance_and_covariance, vicreg_sum, vicreg_terms
 from ...modeling import MultiViewConfig, Paper, SSLOutput
 from ...processing import SSLImageProcessor, presets
 
@@ -88,8 +88,7 @@ class VICRegLForPreTraining(JointEmbeddingModel):
     def __init__(self, config: VICRegLConfig):
         super().__init__(config)
         dim = feature_dim(self.backbone)
-        widths = [dim, *[config.hidden_dim] * (config.num_layers - 1), config.projection_dim]
-        self.projector = MLPHead(widths, hidden_bias=True, last_bias=False)
+        self.projector = self.make_projector(config.num_layers, hidden_bias=True, last_bias=False)
         self.map_projector = MLPHead([dim, *[config.map_dim] * 3], hidden_bias=True, last_bias=False)
         self.post_init()
 
@@ -111,7 +110,7 @@ class VICRegLForPreTraining(JointEmbeddingModel):
         pairs = [(i, j) for i in range(2) for j in range(len(views)) if i != j]
         whole, local = self._whole_terms(views, pairs), self._local_terms(views, pairs)
         alpha, names = self.config.alpha, ("invariance", "variance", "covariance")
-        loss = alpha * self._weighted(*whole) + (1 - alpha) * self._weighted(*local)
+        loss = alpha * vicreg_sum(self.config, *whole) + (1 - alpha) * vicreg_sum(self.config, *local)
         metrics = dict(zip((*names, *(f"local_{name}" for name in names)), (*whole, *local), strict=True))
         return SSLOutput(loss, embeddings, {name: term.detach() for name, term in metrics.items()})
 
@@ -134,10 +133,6 @@ class VICRegLForPreTraining(JointEmbeddingModel):
     def _tokens(self, images: Tensor) -> Tensor:
         feature, patches = features_and_patches(self.backbone, images)
         return torch.cat([feature[:, None], patches], dim=1)
-
-    def _weighted(self, invariance: Tensor, variance: Tensor, covariance: Tensor) -> Tensor:
-        c = self.config
-        return c.invariance_weight * invariance + c.variance_weight * variance + c.covariance_weight * covariance
 
     def _whole_terms(self, views: list["View"], pairs: list[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Invariance over pairs of views, variance and covariance over views: means."""

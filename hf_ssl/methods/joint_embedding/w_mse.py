@@ -16,12 +16,10 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ...backbones import feature_dim
 from ...distributed import gather_with_grad, step_uniform
-from ...heads import MLPHead
 from ...joint_embedding import JointEmbeddingModel
 from ...modeling import MultiViewConfig, Paper
-from ...processing import SSLImageProcessor
+from ...processing import SSLImageProcessor, presets
 
 
 @strict
@@ -57,8 +55,8 @@ class WMSEImageProcessor(SSLImageProcessor):
 
     views: ClassVar = [
         {
-            "key": "pixel_values", "count": 2, "scale": [0.2, 1.0], "hflip": 0.5, "brightness": 0.4, "contrast": 0.4,
-            "saturation": 0.4, "hue": 0.1, "jitter_p": 0.8, "grayscale_p": 0.1,
+            "key": "pixel_values", "count": 2, "scale": [0.2, 1.0], **presets.HALF_COLOUR, "interpolation": "bicubic",
+            "grayscale_p": 0.1,
         }
     ]  # fmt: skip
 
@@ -87,8 +85,7 @@ class WMSEForPreTraining(JointEmbeddingModel):
 
     def __init__(self, config: WMSEConfig):
         super().__init__(config)
-        widths = [feature_dim(self.backbone), *[config.hidden_dim] * (config.num_layers - 1), config.projection_dim]
-        self.projector = MLPHead(widths, hidden_bias=True)
+        self.projector = self.make_projector(config.num_layers, hidden_bias=True)
         self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
