@@ -22,9 +22,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    from tests.golden.harness import WITHOUT_RUNNER
+    from tests.golden.harness import WITHOUT_RUNNER, discover, plan
 
     missing = config.stash.get(WITHOUT_RUNNER, [])
+    ran = [
+        report.nodeid for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "nodeid")
+    ]
+    if not missing and config.getoption("numprocesses", None) and any("test_golden" in name for name in ran):
+        from tests.golden.test_golden import KINDS  # the processes that ran the tests kept theirs to themselves
+
+        missing = plan(discover(Path(config.getoption("golden_dir"))), KINDS)[1]
     if missing:
         terminalreporter.section("golden cases without a runner")
         for name, wanted in missing:

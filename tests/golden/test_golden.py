@@ -11,14 +11,14 @@ import tests.golden.runners  # noqa: F401  (registers)
 from hf_ssl.methods import METHODS
 from tests.golden.harness import RUNNERS, WITHOUT_RUNNER, Case, differences, discover, plan, runner_of
 
-SHARED = {"knn", "lars"}  # kinds that belong to no single method
+KINDS = {*METHODS, "knn", "lars"}  # these two belong to no single method
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "golden" not in metafunc.fixturenames:
         return
     folders = discover(Path(metafunc.config.getoption("golden_dir")))
-    cases, missing = plan(folders, {*METHODS, *SHARED})
+    cases, missing = plan(folders, KINDS)
     metafunc.config.stash[WITHOUT_RUNNER] = missing
     metafunc.parametrize("golden", list(cases.values()), ids=list(cases))
 
