@@ -198,7 +198,7 @@ def _whole(
     if method == "backbone":
         return None, names, []
     natives = {root: native}
-    if method in METHODS:  # the other copies matter to the whole alone
+    if method in wholes.MAKERS:  # the other copies matter to the whole alone
         others = [prefix for prefix in found if prefix in entry.roots.values() and prefix != root]
         natives |= {prefix: _native(read.tensors, prefix, found, sizes) for prefix in others}
     fields = {ours: read.args[given] for given, ours in entry.args.items() if given in read.args}

@@ -45,9 +45,11 @@ def whole(method: str, parts: Parts) -> tuple[SSLModel, dict[str, list[str]]]:
 
     Raises NotWholeError where the file does not hold all that training would go on with.
     """
-    make = _MAKERS.get(method)
+    make = MAKERS.get(method)
     if make is None:
-        raise NotWholeError("this method has no model here yet, so only its backbone is converted")
+        raise NotWholeError(
+            "the heads of this method's released files are not read, so only its backbone is converted"
+        )
     config, state, names = make(parts)
     kind: Any = load(method)
     try:
@@ -156,7 +158,7 @@ def _simclr(parts: Parts) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, 
     return {**config, "backbone_config": parts.natives[parts.chosen].model.config.to_dict()}, state, names
 
 
-_MAKERS: dict[str, Callable[[Parts], tuple[dict[str, Any], dict[str, Tensor], dict[str, list[str]]]]] = {
+MAKERS: dict[str, Callable[[Parts], tuple[dict[str, Any], dict[str, Tensor], dict[str, list[str]]]]] = {
     "dino": _dino,
     "mae": _mae,
     "simclr": _simclr,

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from hf_ssl.cli import main
 from hf_ssl.hub import convert_checkpoint, load_method
 from hf_ssl.hub.official import OFFICIAL
-from hf_ssl.methods import METHODS
+from hf_ssl.hub.wholes import MAKERS
 from tests.hub.official_files import dino_file, dino_head, mlp, prefixed, resnet, state, training_state, vit
 
 
@@ -92,7 +92,7 @@ def test_a_resnet_of_every_method(method: str, tmp_path: Path) -> None:
     found = resnet_file(method, net)
     torch.save(found, tmp_path / "whole.pth")
     done = convert_checkpoint(tmp_path / "whole.pth", tmp_path / "whole")
-    assert done.method == method and done.whole == (method in METHODS)
+    assert done.method == method and done.whole == (method in MAKERS)
     pictures, got = features(tmp_path / "whole", 64)
     same(got, net(pictures))
     report = accounted(tmp_path / "whole", count(found))
