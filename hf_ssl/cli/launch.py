@@ -51,3 +51,11 @@ def _asked_for() -> int | None:
             value = value or (tokens[i + 1] if i + 1 < len(tokens) else "")
             return int(value) if value.isdigit() and int(value) > 1 else None
     return None
+
+
+def leave_processes() -> None:
+    """Leave the group of processes, if there is one: gloo's threads abort a process that ends while they run."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import tables
 from .console import Stopped, command_line, is_main, masked, quiet, say
-from .launch import start_missing_processes
+from .launch import leave_processes, start_missing_processes
 from .pictures import Pictures, load_pictures
 from .plan import Plan, plan_training
 from .publish import push
@@ -26,6 +26,7 @@ def train(argv: Sequence[str]) -> int:
     plan = plan_training(argv)
     start_missing_processes(plan.argv)
     run(plan)
+    leave_processes()
     return 0
 
 
