@@ -35,13 +35,14 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
+from equal_cpu import Budget, set_learning_rate
 from lightly_loops import LOOPS, batches, optimiser, settings, transform
 from lightly_loops import Pictures as PeerPictures
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageClassification, TrainerCallback
+from transformers import AutoModelForImageClassification
 
-from hf_ssl import backbones, schedules
+from hf_ssl import backbones
 from hf_ssl.cli.pictures import Pictures
 from hf_ssl.cli.plan import Plan, plan_training
 from hf_ssl.cli.train import build_trainer
@@ -83,33 +84,6 @@ class Data:
 
     def labels(self, source: ImageSource) -> list:
         return list(source.dataset[LABEL[self.name]])
-
-
-class Budget(TrainerCallback):
-    """Ends training when so many CPU seconds are spent; the number of steps is corrected as they pass."""
-
-    def __init__(self, trainer: Any, seconds: float):
-        self.trainer, self.seconds, self.spent, self._start = trainer, seconds, 0.0, 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._start = time.process_time()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        share = (time.process_time() - self._start) / self.seconds
-        if state.global_step:
-            state.max_steps = max(state.global_step + 1, round(state.global_step / share))
-        self.trainer.method.total_steps.fill_(state.max_steps)
-        warmup = args.get_warmup_steps(args.max_steps) / args.max_steps
-        set_learning_rate(optimizer, share, args.learning_rate, warmup, args.min_learning_rate)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.spent = time.process_time() - self._start
-        control.should_training_stop = self.spent >= self.seconds
-
-
-def set_learning_rate(optimizer: Any, share: float, peak: float, warmup: float, end: float = 0.0) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = schedules.warmup_cosine(min(share, 1.0), peak, end, warmup)
 
 
 def make_plan(method: str, data: Data, seed: int, folder: str, flags: Sequence[str] = ()) -> Plan:
