@@ -14,6 +14,8 @@ _DINO_SMALL: dict[str, Any] = {
 _DINO_BASE = {**_DINO_SMALL, "hidden_size": 768, "num_attention_heads": 12}
 _DINO_LARGE = {**_DINO_SMALL, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 
+_DINO_PICO = {**_DINO_NANO, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2}
+
 # A backbone for a few thousand small pictures (32–64 px), for one GPU day at 224 px, and the usual sizes in between.
 PRESETS: dict[str, dict[str, Any]] = {
     "resnet-pico": {
@@ -44,10 +46,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "vit-base": {"model_type": "vit", "layer_norm_eps": 1e-6},
     "swin-tiny": {"model_type": "swin"},
+    "dinov2-pico": {**_DINO_PICO, "model_type": "dinov2_with_registers", "mlp_ratio": 4},
     "dinov2-nano": {**_DINO_NANO, "model_type": "dinov2_with_registers", "mlp_ratio": 4},
     "dinov2-small": {**_DINO_SMALL, "model_type": "dinov2_with_registers", "mlp_ratio": 4},
     "dinov2-base": {**_DINO_BASE, "model_type": "dinov2_with_registers", "mlp_ratio": 4},
     "dinov2-large": {**_DINO_LARGE, "model_type": "dinov2_with_registers", "mlp_ratio": 4, "drop_path_rate": 0.3},
+    "dinov3-pico": {**_DINO_PICO, "model_type": "dinov3_vit", "intermediate_size": 512},
     "dinov3-nano": {**_DINO_NANO, "model_type": "dinov3_vit", "intermediate_size": 768},
     "dinov3-small": {**_DINO_SMALL, "model_type": "dinov3_vit", "intermediate_size": 1536},
     "dinov3-base": {**_DINO_BASE, "model_type": "dinov3_vit", "intermediate_size": 3072},

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import TrainerCallback
 
 from hf_ssl import schedules
 from hf_ssl.cli.pictures import Pictures
-from hf_ssl.cli.plan import plan_training
+from hf_ssl.cli.plan import Plan, plan_training
 from hf_ssl.cli.train import build_trainer
 from hf_ssl.data import ImageSource, load_source
+
+HELD_OUT = 6  # one in so many training images, and every drawing of an emoji with it
 
 
 @dataclasses.dataclass
@@ -22,6 +25,28 @@ class Data:
     name: str
     train: ImageSource
     queries: ImageSource
+
+    @classmethod
+    def load(cls, name: str, final: bool = True, images: int | None = None) -> "Data":
+        """final: measure on the test images, else on a sixth of the training images, which is then not trained on.
+        images: train on so many at most, a fixed random draw."""
+        train = load_source(name)
+        draw = np.random.default_rng(0)
+        if final:
+            queries, rows = load_source(name, "test"), np.arange(len(train))
+        else:
+            unit = np.asarray(train.dataset["code_point"]) if name.startswith("emoji") else np.arange(len(train))
+            units = np.unique(unit)
+            held = np.isin(unit, draw.permutation(units)[: len(units) // HELD_OUT])
+            queries, rows = _rows_of(train, np.flatnonzero(held)), np.flatnonzero(~held)
+        if images is not None and images < len(rows):
+            rows = np.sort(draw.permutation(rows)[:images])
+        return cls(name, train if len(rows) == len(train) else _rows_of(train, rows), queries)
+
+
+def _rows_of(source: ImageSource, rows: np.ndarray) -> ImageSource:
+    assert not source.is_stream
+    return dataclasses.replace(source, dataset=source.dataset.select(rows).flatten_indices())
 
 
 class Budget(TrainerCallback):
@@ -53,13 +78,13 @@ def set_learning_rate(optimizer: Any, share: float, peak: float, warmup: float, 
 
 
 def set_up(
-    method: str, dataset: str, seed: int, recipe: Path, folder: str = "unused", flags: Sequence[str] = ()
-) -> tuple[Data, Any]:
-    """The data and an SSLTrainer of a recipe, with ``flags`` of ``hf-ssl train`` over it."""
+    method: str, data: Data, seed: int, recipe: Path, folder: str = "unused", flags: Sequence[str] = ()
+) -> tuple[Plan, Any]:
+    """The plan and an SSLTrainer of a recipe, with ``flags`` of ``hf-ssl train`` over it."""
     own = {
-        "dataset": dataset, "output_dir": folder, "seed": seed, "max_steps": 10**6, "dataloader_num_workers": 0,
+        "dataset": data.name, "output_dir": folder, "seed": seed, "max_steps": 10**6, "dataloader_num_workers": 0,
         "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": "true", "use_cpu": "true",
     }  # fmt: skip
     words = [word for name, value in own.items() for word in (f"--{name}", str(value))]
-    data = Data(dataset, load_source(dataset), load_source(dataset, "test"))
-    return data, build_trainer(plan_training([method, str(recipe), *words, *flags]), Pictures(data.train, []))
+    plan = plan_training([method, str(recipe), *words, *flags])
+    return plan, build_trainer(plan, Pictures(data.train, []))

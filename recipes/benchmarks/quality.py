@@ -18,7 +18,6 @@ always mirrors: both are set here on their torchvision parts.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -35,7 +34,7 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from equal_cpu import Budget, set_learning_rate
+from equal_cpu import Budget, Data, set_learning_rate, set_up
 from lightly_loops import LOOPS, batches, optimiser, settings, transform
 from lightly_loops import Pictures as PeerPictures
 from PIL import Image
@@ -43,10 +42,8 @@ from torch import Tensor
 from transformers import AutoModelForImageClassification
 
 from hf_ssl import backbones
-from hf_ssl.cli.pictures import Pictures
-from hf_ssl.cli.plan import Plan, plan_training
-from hf_ssl.cli.train import build_trainer
-from hf_ssl.data import ImageSource, load_source
+from hf_ssl.cli.plan import Plan
+from hf_ssl.data import ImageSource
 from hf_ssl.evaluation import format_table, knn_accuracy, linear_probe, low_shot
 
 RECIPES = Path(__file__).parents[1]
@@ -60,45 +57,18 @@ LIGHTLY: dict[tuple[str, str], dict[str, Any]] = {  # where its side differs fro
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]  # (B, C, H, W) -> feature (B, D), patch tokens (B, N, D)
 
 
-@dataclasses.dataclass
-class Data:
-    """Pictures to train on, which are also the bank, and pictures to measure on."""
-
-    name: str
-    train: ImageSource
-    queries: ImageSource
-
-    @classmethod
-    def load(cls, name: str, final: bool) -> "Data":
-        source = load_source(name)
-        if final:
-            return cls(name, source, load_source(name, "test"))
-        unit = np.asarray(source.dataset["code_point"]) if name == "emoji" else np.arange(len(source))
-        units = np.unique(unit)
-        held = np.isin(unit, np.random.default_rng(0).permutation(units)[: len(units) // 6])
-        parts = (source.dataset.select(np.flatnonzero(part)).flatten_indices() for part in (~held, held))
-        return cls(name, *(dataclasses.replace(source, dataset=part) for part in parts))
-
-    def pictures(self, source: ImageSource) -> list[np.ndarray]:
-        return [source.image(row, i) for i, row in enumerate(source.dataset)]
-
-    def labels(self, source: ImageSource) -> list:
-        return list(source.dataset[LABEL[self.name]])
+def pictures(source: ImageSource) -> list[np.ndarray]:
+    return [source.image(row, i) for i, row in enumerate(source.dataset)]
 
 
-def make_plan(method: str, data: Data, seed: int, folder: str, flags: Sequence[str] = ()) -> Plan:
-    own = {
-        "dataset": data.name, "output_dir": folder, "seed": seed, "max_steps": 10**6, "dataloader_num_workers": 0,
-        "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no", "disable_tqdm": "true",
-    }  # fmt: skip
-    words = [word for name, value in own.items() for word in (f"--{name}", str(value))]
-    return plan_training([method, str(RECIPES / f"{method}_{data.name}.yaml"), *words, *flags])
+def labels(data: Data, source: ImageSource) -> list:
+    return list(source.dataset[LABEL[data.name]])
 
 
 def setup(method: str, data: Data, seed: int, folder: str = "unused", flags: Sequence[str] = ()) -> tuple[Plan, Any]:
     """The recipe's plan and an SSLTrainer of it."""
-    plan = make_plan(method, data, seed, folder, flags)
-    return plan, build_trainer(plan, Pictures(data.train, []))
+    recipe = RECIPES / f"{method}_{data.name}.yaml"
+    return set_up(method, data, seed, recipe, folder, ["--logging_strategy", "no", *flags])
 
 
 def train_ours(method: str, data: Data, seed: int, seconds: float, flags: Sequence[str]) -> tuple[Encoder, int, float]:
@@ -129,7 +99,7 @@ def train_peer(
     module = LOOPS[method](backbone, s)
     module.to(memory_format=torch.channels_last).train()
     views = transform(method, s, processor)
-    stream = batches(PeerPictures(data.pictures(data.train), views), s["per_device_train_batch_size"])
+    stream = batches(PeerPictures(pictures(data.train), views), s["per_device_train_batch_size"])
     optimizer = optimiser(module, s)
     start, images = time.process_time(), 0
     while (share := (time.process_time() - start) / seconds) < 1:
@@ -150,9 +120,9 @@ def train_supervised(data: Data, seed: int, seconds: float) -> tuple[Encoder, in
     """All labels, SimCLR's backbone, shifted and mirrored pictures: what the same network could know."""
     trainer = setup("simclr", data, seed)[1]
     processor, config = trainer.processing_class, trainer.method.backbone.config
-    names = sorted(set(data.labels(data.train)))
-    truth = torch.tensor([names.index(label) for label in data.labels(data.train)])
-    images = eval_tensor(data.pictures(data.train), processor)
+    names = sorted(set(labels(data, data.train)))
+    truth = torch.tensor([names.index(label) for label in labels(data, data.train)])
+    images = eval_tensor(pictures(data.train), processor)
     torch.manual_seed(seed)
     config.num_labels = len(names)
     model: Any = AutoModelForImageClassification.from_config(config)
@@ -207,7 +177,7 @@ def variants(encode: Encoder, images: Tensor) -> dict[str, Tensor]:
 
 def measure(data: Data, bank: dict[str, Tensor], queries: dict[str, Tensor], feature: str) -> dict[str, float]:
     """Per cent: kNN-20 of every variant; linear probe, 40 and 400 labels of `feature`."""
-    fit, score = data.labels(data.train), data.labels(data.queries)
+    fit, score = labels(data, data.train), labels(data, data.queries)
     row = {}
     for name in bank:
         knn = knn_accuracy(bank[name], fit, queries[name], score, k=20)
@@ -266,7 +236,7 @@ class Bench:
         processor = setup(method, data, 0)[1].processing_class
         key = (id(source), str(processor.size), str(processor.image_mean))
         if key not in self._tensors:
-            self._tensors[key] = eval_tensor(data.pictures(source), processor)
+            self._tensors[key] = eval_tensor(pictures(source), processor)
         return variants(encode, self._tensors[key])
 
     def table(self) -> list[dict[str, Any]]:
