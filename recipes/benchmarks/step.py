@@ -105,7 +105,7 @@ def our_model(row: Row, views: dict[str, Tensor]) -> tuple[Any, str]:
     """The method as the trainer makes it ready, and the precision it trains in."""
     method = load(row.method)
     model = method(method.config_class(backbone_config=native_config(row))).train()
-    backbones.prefer_channels_last(model)
+    backbones.prepare_to_train(model)
     sample = {name: value[: precision.ROWS] for name, value in views.items()}
     choice = precision.choose(model, sample, stated=row.ours)
     precision.apply(model, choice)
