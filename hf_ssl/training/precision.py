@@ -117,7 +117,8 @@ def _measure(twin: SSLModel, batch: dict[str, Tensor], offered: list[Choice], se
         with torch.no_grad():
             twin.update_state()  # what waits for an optimiser step would pile up
         sound = choice.precision != "bf16" or not any(points)
-        return took if sound and 0.5 < norms[choice] / norms[offered[0]] < 2 else float("inf")
+        alike = norms[offered[0]] / 2 <= norms[choice] <= norms[offered[0]] * 2  # 0 and 0 are
+        return took if sound and alike else float("inf")
 
     rows = min(full, 2)
     took = timed(offered[0], rows)

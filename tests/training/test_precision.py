@@ -55,6 +55,14 @@ def test_a_format_with_another_gradient_is_never_the_fastest() -> None:
     assert times[FP32] < times[BF16] == float("inf")
 
 
+def test_a_batch_without_a_gradient_is_measured_too() -> None:
+    """A memory that is still empty, weights that start at 0: nothing to compare, and no reason to stop."""
+    model = build("simclr", RESNET)
+    model.projector.register_forward_hook(lambda module, args, output: output * 0)
+    times = precision._measure(model, batch("simclr", 4), [FP32, BF16], seconds=0.0)
+    assert all(0 < seconds < float("inf") for seconds in times.values())
+
+
 def test_what_is_offered() -> None:
     vit, resnet = build("simclr"), build("simclr", RESNET)
     assert precision.candidates(vit, "fp32") == [FP32] and precision.candidates(vit, "fp16") == [Choice("fp16")]
