@@ -15,7 +15,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .. import backbones, distributed
+from .. import distributed
+from ..convolutions import prepare_to_train
 from ..data.collator import BadImageLedger, BatchLoader, TooManyBadImages, build_dataloader
 from ..data.labels import LabeledRows
 from ..data.local import is_test
@@ -74,7 +75,7 @@ class SSLTrainer(PublishingTrainer):
         if args.base_learning_rate is not None:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             args.learning_rate = scaled_learning_rate(args.base_learning_rate, model.lr_scaling, batch)
-        backbones.prepare_to_train(model)
+        prepare_to_train(model)
         if args.world_size > 1 and args.sync_batchnorm:
             distributed.synchronise_batchnorm(model)
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ViTConfig
 
 from hf_ssl import backbones
+from hf_ssl.convolutions import prepare_to_train
 from hf_ssl.evaluation import format_table
 from hf_ssl.methods import load
 from hf_ssl.training import precision
@@ -105,7 +106,7 @@ def our_model(row: Row, views: dict[str, Tensor]) -> tuple[Any, str]:
     """The method as the trainer makes it ready, and the precision it trains in."""
     method = load(row.method)
     model = method(method.config_class(backbone_config=native_config(row))).train()
-    backbones.prepare_to_train(model)
+    prepare_to_train(model)
     sample = {name: value[: precision.ROWS] for name, value in views.items()}
     choice = precision.choose(model, sample, stated=row.ours)
     precision.apply(model, choice)
