@@ -7,6 +7,7 @@ and returns an ``SSLOutput``. Everything that a next training step depends on is
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +34,17 @@ class SSLConfig(PreTrainedConfig):
     sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="vit")}
 
     backbone_config: dict | PreTrainedConfig | None = None
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return _without_folders(super().to_diff_dict())  # what is saved is published
+
+
+def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a folder that a part was loaded from only the name; a Hub id stays."""
+    origin = config.get("_name_or_path")
+    if isinstance(origin, str) and (Path(origin).is_absolute() or Path(origin).expanduser().exists()):
+        config = {**config, "_name_or_path": Path(origin).name}
+    return {key: _without_folders(value) if isinstance(value, dict) else value for key, value in config.items()}
 
 
 @strict

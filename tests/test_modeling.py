@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -65,3 +68,12 @@ def test_the_mode_reaches_the_teacher() -> None:
     assert norms and all(norm.training for norm in norms) and not model.teacher_backbone.training
     model.eval()
     assert not any(norm.training for norm in norms)
+
+
+def test_a_saved_config_names_hub_ids_and_no_folders(tmp_path: Path) -> None:
+    for origin, written in (("owner/model", "owner/model"), (str(tmp_path / "mine"), "mine"), ("/home/gone", "gone")):
+        config = load("simclr").config_class()
+        config.backbone_config.name_or_path = origin
+        config.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "config.json").read_text())["backbone_config"]
+        assert saved["_name_or_path"] == written and config.backbone_config.name_or_path == origin

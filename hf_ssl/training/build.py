@@ -76,6 +76,8 @@ def build_method(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class.from_pretrained(chosen, config=config) if warm_start else model_class(config)
+    if warm_start:
+        model.backbone.config.name_or_path = chosen  # what header and card name; a whole method brings none
     model.step.zero_()  # of a method that goes on from an earlier run: schedules are this run's
     processor = _build_processor(model_class, size, channels, backbone, view_fields or {})
     model.processor = processor

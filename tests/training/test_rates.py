@@ -95,6 +95,9 @@ def test_presets_fit_the_pictures_and_a_run_goes_on(tmp_path: Path, method, back
     )
     assert again.config.out_dim == 16 and getattr(again.config, next(iter(weights))) == next(iter(weights.values()))
     assert int(again.step) == 0
+    assert again.backbone.config.name_or_path == str(tmp_path / "ssl")  # what header and card say it started from
+    again.save_pretrained(tmp_path / "again")
+    assert str(tmp_path) not in (tmp_path / "again" / "config.json").read_text()  # and nobody's paths are published
     state = again.state_dict()
     for key, value in model.state_dict().items():
         assert key == "step" or torch.equal(state[key], value), key
