@@ -34,7 +34,7 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from equal_cpu import Budget, Data, set_learning_rate, set_up
+from equal_cpu import NOWHERE, Budget, Data, set_learning_rate, set_up
 from lightly_loops import LOOPS, batches, optimiser, settings, transform
 from lightly_loops import Pictures as PeerPictures
 from PIL import Image
@@ -65,7 +65,7 @@ def labels(data: Data, source: ImageSource) -> list:
     return list(source.dataset[LABEL[data.name]])
 
 
-def setup(method: str, data: Data, seed: int, folder: str = "unused", flags: Sequence[str] = ()) -> tuple[Plan, Any]:
+def setup(method: str, data: Data, seed: int, folder: str = NOWHERE, flags: Sequence[str] = ()) -> tuple[Plan, Any]:
     """The recipe's plan and an SSLTrainer of it."""
     recipe = RECIPES / f"{method}_{data.name}.yaml"
     return set_up(method, data, seed, recipe, folder, ["--logging_strategy", "no", *flags])
