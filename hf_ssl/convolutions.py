@@ -42,8 +42,10 @@ class SmallMapConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         height, width = input.shape[-2:]
         plain = height * width > SMALL or (height * width > 1 and self.kernel_size == (1, 1))
-        if plain or not input.is_cpu:
+        if plain or not input.is_cpu or input.ndim != 4:
             return super().forward(input)
+        if any(s + 2 * p < k for s, p, k in zip((height, width), self.padding, self.kernel_size, strict=True)):
+            return super().forward(input)  # torch says what is wrong
         matrix, size = self.as_matrix(height, width)
         bias = None if self.bias is None else self.bias.repeat(size[0] * size[1])
         out = F.linear(input.permute(0, 2, 3, 1).flatten(1), matrix, bias)

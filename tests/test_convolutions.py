@@ -47,6 +47,15 @@ def test_a_small_map_gives_the_convolution(side, kernel, stride, padding, bias) 
     torch.testing.assert_close(small.weight.grad, plain.weight.grad)
 
 
+def test_what_torch_refuses_or_takes_otherwise_stays_its_own() -> None:
+    plain, small = pair(3, 5, 3)
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        small(torch.randn(2, 3, 2, 2))
+    plain, small = pair(3, 5, 3, padding=1)
+    alone = torch.randn(3, 2, 2)
+    torch.testing.assert_close(small(alone), plain(alone))
+
+
 def test_the_gradient_of_a_stride_at_a_single_pixel_is_right_in_bf16() -> None:
     """torch 2.14 leaves it as the memory was; by hand it is the outer product at the kernel's centre."""
     _, small = pair(8, 16, 3, 2, 1, bias=False)
