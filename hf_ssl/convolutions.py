@@ -3,22 +3,27 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 SMALL = 4  # positions of a feature map, at most, for which a matrix beats torch's convolution on a CPU (measured)
 
 
 def prepare_to_train(model: nn.Module) -> None:
     """In place: kernels channels-last, 1.3 to 1.5 times as fast, on CPU as well; convolutions that know small maps; a
-    native ResNet's ReLUs in place, 8 % less memory. Saved weights stay what they were."""
+    native ResNet's ReLUs in place, 8 % less memory, and its pool without a list of maxima, 2 %. What is saved stays what
+    it was."""
     convolutions = [module for module in model.modules() if type(module) is nn.Conv2d]
     if len(convolutions) > 2:  # a patch embedding alone gains nothing
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in filter(_is_ordinary, convolutions):
         module.__class__ = SmallMapConv2d
     for module in model.modules():
-        activation = getattr(module, "activation", None)
-        if type(module).__module__.endswith(".modeling_resnet") and isinstance(activation, nn.ReLU):
+        if not type(module).__module__.endswith(".modeling_resnet"):
+            continue
+        if isinstance(activation := getattr(module, "activation", None), nn.ReLU):
             activation.inplace = True  # nobody reads what comes before it
+        if type(pool := getattr(module, "pooler", None)) is nn.MaxPool2d:
+            pool.__class__ = ForgetfulMaxPool2d
 
 
 def _is_ordinary(module: nn.Conv2d) -> bool:
@@ -69,3 +74,13 @@ def _window(kernel: Tensor, top: int, left: int, height: int, width: int) -> Ten
     edges = (columns.start - left, left + width - columns.stop, rows.start - top, top + height - rows.stop)
     cut = kernel[:, rows, columns]
     return F.pad(cut, (0, 0, *edges)) if any(edges) else cut
+
+
+class ForgetfulMaxPool2d(nn.MaxPool2d):
+    """``nn.MaxPool2d`` that keeps no list of where its maxima were, int64 and so four times a bf16 result's size: the
+    backward pass finds them again in the input, which the ReLU before it keeps anyway."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            return super().forward(input)
+        return checkpoint(super().forward, input, use_reentrant=False, preserve_rng_state=False)

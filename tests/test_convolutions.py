@@ -103,3 +103,23 @@ def test_a_resnet_prepared_to_train_computes_the_same(side) -> None:
         torch.testing.assert_close(other, one)
     for one, other in zip(plain.parameters(), lean.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad)
+
+
+def test_a_prepared_resnet_keeps_no_list_of_maxima() -> None:
+    """And without a gradient its pool is the plain one."""
+    plain = tiny_resnet().train()
+    lean, images = copy.deepcopy(plain), torch.randn(2, 3, 32, 32)
+    prepare_to_train(lean)
+    kept: dict[str, set[torch.dtype]] = {}
+    for name, model in (("plain", plain), ("lean", lean)):
+        dtypes = kept[name] = set()
+
+        def note(tensor: torch.Tensor, dtypes: set = dtypes) -> torch.Tensor:
+            dtypes.add(tensor.dtype)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            model(images).last_hidden_state.sum().backward()
+    assert torch.int64 in kept["plain"] and torch.int64 not in kept["lean"]
+    with torch.no_grad():
+        torch.testing.assert_close(lean(images).pooler_output, plain(images).pooler_output)

@@ -4,8 +4,12 @@ Measuring means a few forward and backward passes of a copy, on the CPU alone: a
 weight, buffer, gradient or random number of the run is touched.
 """
 
+import contextlib
 import copy
+import ctypes
+import gc
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +42,7 @@ def choose(model: SSLModel, batch: dict[str, Tensor], stated: str = "auto", seco
         return offered[0]
     with torch.random.fork_rng(devices=[]):
         times = _measure(copy.deepcopy(model), batch, offered, seconds)
+    _return_memory()
     fastest = min(times, key=lambda choice: times[choice])
     first, gain = offered[0], times[offered[0]] / times[fastest]
     if fastest == first or gain < GAIN:
@@ -86,6 +91,14 @@ def restore(checkpoint: str | Path, model: SSLModel, stated: str) -> Choice | No
 
 def _name(choice: Choice) -> str:
     return choice.precision + (f" with {choice.attention} attention" if choice.attention else "")
+
+
+def _return_memory() -> None:
+    """To the system, what the passes have freed: glibc keeps it in pieces that the run's tensors may not fit into."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _measure(twin: SSLModel, batch: dict[str, Tensor], offered: list[Choice], seconds: float) -> dict[Choice, float]:

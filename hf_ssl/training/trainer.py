@@ -91,6 +91,7 @@ class SSLTrainer(PublishingTrainer):
         self.last_loss: Tensor | float = 0.0
         self._window: dict[str, tuple[Tensor | float, int]] = {}  # metric -> (sum, count) since the last log
         self._images, self._clock = 0, time.perf_counter()
+        self._unwrapped: tuple[Any, Any] = (None, None)
         kwargs.setdefault("eval_dataset", None if eval_queries is None else eval_queries.dataset)
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self.stopper = StopCallback(self)
@@ -100,7 +101,9 @@ class SSLTrainer(PublishingTrainer):
     @property
     def method(self) -> SSLModel:
         """The method itself, whatever DDP, FSDP or compile wrapped around it."""
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self._unwrapped[0] is not self.model:  # unwrapping takes half a millisecond, and a step asks three times
+            self._unwrapped = (self.model, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        return self._unwrapped[1]
 
     @property
     def terminated(self) -> bool:
@@ -318,10 +321,8 @@ class SSLTrainer(PublishingTrainer):
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
-        if resume_from_checkpoint:
-            ledger = Path(str(resume_from_checkpoint), _LEDGER_FILE)
-            if ledger.is_file():
-                self.ledger.load_state_dict(json.loads(ledger.read_text()))
+        if resume_from_checkpoint and (ledger := Path(str(resume_from_checkpoint), _LEDGER_FILE)).is_file():
+            self.ledger.load_state_dict(json.loads(ledger.read_text()))
         self._agree_on_labels(resume_from_checkpoint)
         self._settle_precision(str(resume_from_checkpoint) if resume_from_checkpoint else None)
         self._images, self._clock = 0, time.perf_counter()
@@ -379,8 +380,7 @@ class SSLTrainer(PublishingTrainer):
         everyone = [mine.to_dict()] * distributed.world_size()
         if len(everyone) > 1:
             dist.all_gather_object(everyone, mine.to_dict())
-        saved = Path(str(checkpoint), _LABELED_FILE) if checkpoint else None
-        if saved is not None and saved.is_file():
+        if checkpoint and (saved := Path(str(checkpoint), _LABELED_FILE)).is_file():
             everyone.append(json.loads(saved.read_text()))
         for other in everyone:
             mine.check_same(LabeledRows.from_dict(other))

@@ -52,7 +52,7 @@ LABEL = {"fashion-mnist": "label", "emoji": "group"}
 FEATURE = {"simclr": "pooled", "dino": "pooled", "mae": "mean"}
 LIGHTLY: dict[tuple[str, str], dict[str, Any]] = {  # where its side differs from the recipe: (dataset, method)
     ("fashion-mnist", "simclr"): {"scale": [0.2, 1.0], "weight_decay": 1e-4},
-    ("fashion-mnist", "mae"): {"decoder_num_layers": 2},
+    ("fashion-mnist", "mae"): {"per_device_train_batch_size": 128, "learning_rate": 0.002},
 }
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]  # (B, C, H, W) -> feature (B, D), patch tokens (B, N, D)
 

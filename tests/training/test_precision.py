@@ -1,6 +1,9 @@
 """Which number format a run trains in: measured without a trace, printed, saved, restored."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +56,35 @@ def test_a_format_with_another_gradient_is_never_the_fastest() -> None:
     model.projector.register_forward_hook(lambda module, args, output: Wrong.apply(output))
     times = precision._measure(model, batch("simclr", 4), [FP32, BF16], seconds=0.0)
     assert times[FP32] < times[BF16] == float("inf")
+
+
+MEASURED = """
+import torch
+from pathlib import Path
+from transformers import ResNetConfig
+from hf_ssl.methods import load
+from hf_ssl.training import precision
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+torch.set_num_threads(1)
+simclr = load("simclr")
+config = ResNetConfig(embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
+model = simclr(simclr.config_class(backbone_config=config))
+views = {"pixel_values": torch.randn(16, 2, 3, 96, 96)}
+before = resident("VmRSS")
+precision.choose(model, views, seconds=1.0)
+print((resident("VmRSS") - before) / (resident("VmHWM") - before))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count of memory")
+def test_what_measuring_took_is_given_back() -> None:
+    """Without that three quarters stayed, and a step's peak was 4 % higher (ResNet-50 at 224)."""
+    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.5
 
 
 def test_a_batch_without_a_gradient_is_measured_too() -> None:
