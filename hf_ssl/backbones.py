@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from . import class_token
 from .backbone_presets import PRESETS as PRESETS
 from .backbone_presets import from_preset as from_preset
 
@@ -96,7 +97,8 @@ def features(backbone: Backbone, pixel_values: Tensor) -> Tensor:
     Of an image-text model: the image in the joint space, projected and not normalised (``get_image_features``).
     """
     base = unwrap(backbone)
-    outputs = _tokens(base, pixel_values)
+    with class_token.alone(base):
+        outputs = _tokens(base, pixel_values)
     return backbone.visual_projection(outputs.pooler_output) if is_image_text(backbone) else pool(base, outputs)
 
 

@@ -14,6 +14,7 @@ CORE = {
     "modeling", "momentum", "heads", "memory", "masks", "schedules", "losses", "distributed", "backbones",
     "semi_supervised", "text", "joint_embedding", "instance_discrimination", "backbone_presets", "patch_distillation",
     "momentum_contrast", "clustering", "convolutions", "masked_siamese", "self_distillation",
+    "class_token",
 }  # fmt: skip
 BELOW = {  # what each part of hf_ssl may import, besides itself; "" is hf_ssl/__init__.py
     "cli": {"training", "evaluation", "hub", "methods", "processing", "data", ""} | CORE,
