@@ -344,6 +344,12 @@ def visible_tokens(backbone: Backbone, pixel_values: Tensor, ids_keep: Tensor) -
             holder.visible_patches = None
 
 
+def visible_features(backbone: Backbone, pixel_values: Tensor, ids_keep: Tensor) -> Tensor:
+    """The class token (B, D) of ``visible_tokens``."""
+    with class_token.alone(backbone):
+        return visible_tokens(backbone, pixel_values, ids_keep)[:, 0]
+
+
 # --- positions ----------------------------------------------------------------------------------------------------
 
 

@@ -95,7 +95,7 @@ class MaskedSiameseModel(TeacherModel):
         places, _, _ = masks.random_masking(distributed.step_uniform(self.step, 1, patches), keep)
 
         def encoder(images: Tensor) -> Tensor:
-            return backbones.visible_tokens(self.backbone, images, places.expand(len(images), -1))[:, 0]
+            return backbones.visible_features(self.backbone, images, places.expand(len(images), -1))
 
         return backbones.over_views(encoder, views, self.config.joint_batchnorm)
 

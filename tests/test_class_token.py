@@ -69,6 +69,8 @@ def test_all_else_is_what_it_was() -> None:
             lambda m, x: torch.stack(m(x, output_hidden_states=True).hidden_states),
         ):  # fmt: skip
             torch.testing.assert_close(ask(prepared, pictures), ask(native, pictures), rtol=0, atol=0)
+        visible = [backbones.visible_features(model, pictures, keep) for model in (native, prepared)]
+        torch.testing.assert_close(visible[1], visible[0])
     assert list(prepared.state_dict()) == list(native.state_dict())
 
 
