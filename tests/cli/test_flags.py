@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -47,17 +46,6 @@ def test_help_and_complaints_import_nothing_heavy(argv):
     )
     found = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-
-
-def test_help_answers_within_a_second():
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "hf_ssl.cli", "train", "dino", "--help"], check=True, capture_output=True
-        )
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1, times
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import PATIENCE
+
 SECRET = "hf_ThisMustNeverBeWritten42"
 STEPS = 80
 TRAIN = [
@@ -36,7 +38,7 @@ def start(*argv: object) -> subprocess.Popen:
 
 def run(*argv: object, code: int = 0) -> tuple[str, str]:
     process = start(*argv)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, (out, err)
     return out, err
 
@@ -63,7 +65,7 @@ def stopped(pictures, tmp_path_factory) -> tuple[Path, int, str]:
         if "'loss'" in line:
             process.send_signal(signal.SIGTERM)
             break
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     return folder, process.returncode, err
 
 

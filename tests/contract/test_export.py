@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_ssl.hub import export, load_method
 from hf_ssl.methods import METHODS
+from tests import PATIENCE
 from tests.contract.tiny import TINY, adamw, batch, build, pictures, processor, train_step
 from tests.without_hf_ssl import BLOCKED
 
@@ -72,7 +73,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state = {key: value.clone() for key, value in model.state_dict().items()}
         save_file(state, root / folder / "trained.safetensors")  # to compare with what the export gives back
     done = subprocess.run(
-        [sys.executable, "-c", _PLAIN, str(root)], capture_output=True, text=True, timeout=300, cwd=root
+        [sys.executable, "-c", _PLAIN, str(root)], capture_output=True, text=True, timeout=PATIENCE, cwd=root
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return root
@@ -176,7 +177,11 @@ def test_plain_transformers_gives_the_zero_shot_scores(tmp_path: Path) -> None:
         asked = {"labels": _LABELS, "template": "a drawing of {}"}
         (tmp_path / folder / "asked.json").write_text(json.dumps(asked))
     done = subprocess.run(
-        [sys.executable, "-c", _PLAIN_PAIRS, str(tmp_path)], capture_output=True, text=True, timeout=300, cwd=tmp_path
+        [sys.executable, "-c", _PLAIN_PAIRS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for folder, kind in (("clip", "CLIPModel"), ("dual", "VisionTextDualEncoderModel")):

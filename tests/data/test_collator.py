@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import PIL.Image
@@ -17,6 +16,7 @@ from datasets import Dataset, Features, Image, Value
 
 from hf_ssl.data import BadImageLedger, ImageSource, TooManyBadImages, ViewCollator, build_dataloader, load_source
 from hf_ssl.processing import SSLImageProcessor
+from tests import PATIENCE
 
 BATCH = 4
 
@@ -277,9 +277,8 @@ def test_a_signal_to_the_process_group_leaves_the_workers_to_the_trainer(sources
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
     assert len(list(iterator)) == 4 and all(worker.is_alive() for worker in workers)
-    began = time.perf_counter()
     loader.close()
-    assert time.perf_counter() - began < 3 and not any(worker.is_alive() for worker in workers)
+    assert [worker.exitcode for worker in workers] == [0, 0]  # by themselves: one that is waited for in vain is killed
 
 
 def test_the_process_ends_although_a_loader_was_left_open():
@@ -294,7 +293,7 @@ def test_the_process_ends_although_a_loader_was_left_open():
         "[os.kill(worker.pid, signal.SIGTERM) for worker in loader._batches._workers]\n"
         "print('done')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 

@@ -13,6 +13,7 @@ import pytest
 from hf_ssl.data import ImageSource, LabeledRows, SourceError, draw_labeled, label_names, load_source
 from hf_ssl.data import labels as labels_module
 from hf_ssl.data.stream import RowStream
+from tests import PATIENCE
 
 ROWS, KINDS = 60, ("map", "parquet", "one row group", "tar")
 
@@ -70,7 +71,7 @@ def test_trap_1_other_processes_draw_the_same_rows(root, source_of):
         "print(json.dumps(draw_labeled(load_source('emoji'), 'subgroup', fraction=.1, seed=1)[1].to_dict()))\n"
     )
     env = {**os.environ, "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "PYTHONHASHSEED": "77"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=PATIENCE)
     there = [LabeledRows.from_dict(json.loads(line)) for line in done.stdout.splitlines()]
     assert len(there) == 2, done.stderr
     np.random.seed(1)

@@ -20,6 +20,7 @@ from hf_ssl.evaluation import (
     print_table,
     untrained,
 )
+from tests import PATIENCE
 
 
 def _processor() -> BitImageProcessor:
@@ -135,7 +136,12 @@ def test_packaged_metrics_load_by_path_offline(tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", _LOAD_ALL], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", _LOAD_ALL],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())

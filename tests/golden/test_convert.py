@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_ssl.cli import main
 from hf_ssl.hub import load_method
+from tests import PATIENCE
 from tests.golden.harness import Case, differences, discover
 from tests.without_hf_ssl import BLOCKED
 
@@ -108,7 +109,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
             given |= {"noise": case.input("noise"), "kept": torch.tensor(kept)}
         save_file(given, place / "given.safetensors")
     done = subprocess.run(
-        [sys.executable, "-c", _PLAIN, str(root)], capture_output=True, text=True, timeout=300, cwd=root
+        [sys.executable, "-c", _PLAIN, str(root)], capture_output=True, text=True, timeout=PATIENCE, cwd=root
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return root

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -24,7 +26,7 @@ def scenario(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
             path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
             done = subprocess.run(
                 [sys.executable, "-m", "tests.hub.scenarios", name, str(folder)], capture_output=True, text=True,
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, cwd=folder, timeout=900,
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, cwd=folder, timeout=PATIENCE,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr[-4000:]
             found[name] = json.loads((folder / f"{name}.json").read_text())

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tests import PATIENCE
 from tests.hub_server import LoopbackHub
 
 TRAIN = [
@@ -35,14 +36,14 @@ def killed(folder: Path, hub: LoopbackHub) -> dict[str, Any]:
 
     hub.fault = slow_second_upload
     process = train("every_save")
-    assert uploading.wait(300), process.communicate()
+    assert uploading.wait(PATIENCE), process.communicate()
     process.send_signal(signal.SIGKILL)
     process.wait()
     hub.fault = lambda method, path: None
     found: dict[str, Any] = {"killed": process.returncode, "after the kill": titles(hub)}
     found["left"] = len(list((folder / "run").glob(".publish-*")))
     process = train("checkpoint", "--resume_from_checkpoint", "true")
-    found["said"] = process.communicate(timeout=240)
+    found["said"] = process.communicate(timeout=PATIENCE)
     found["resumed"] = process.returncode
     found["in the end"], found["left in the end"] = titles(hub), len(list((folder / "run").glob(".publish-*")))
     found["steps"] = [steps(commit["id"]) for commit in hub.store.history("alice/run")[:-1]]

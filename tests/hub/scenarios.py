@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests import PATIENCE
 from tests.hub_server import LoopbackHub
 from tests.without_hf_ssl import BLOCKED
 
@@ -168,7 +169,7 @@ def run_plain(code: str, folder: Path, hub: LoopbackHub, *argv: str) -> str:
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder), *argv], env=environment, cwd=folder, capture_output=True, text=True,
-        timeout=240,
+        timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_ssl.hub import CheckpointError, read_checkpoint
+from tests import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 # One process converts every file, as the command line does; the peak of its memory counts from each file's start.
@@ -186,7 +187,7 @@ def test_hostile_files_are_refused_within_a_gigabyte(tmp_path: Path) -> None:
     wanted = hostile(files, marker)
     done = subprocess.run(
         [sys.executable, "-c", _CONVERT, str(files), str(tmp_path / "out")],
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
+        capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

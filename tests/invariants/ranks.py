@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests import PATIENCE
+
 WORLD = 2
-LIMIT = 400  # seconds; all scenarios take 30 on two idle cores
 
 
 def run_on_ranks(function: Callable[[str], Any], names: list[str], folder: Path) -> dict[str, list[Any]]:
@@ -33,11 +34,11 @@ def run_on_ranks(function: Callable[[str], Any], names: list[str], folder: Path)
     for process in processes:
         process.start()
     for process in processes:
-        process.join(LIMIT)
+        process.join(PATIENCE)
         if process.is_alive():
             process.kill()
     results = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
-    late = f"no result after {LIMIT} seconds"
+    late = f"no result after {PATIENCE} seconds"
     return {name: [result.get(name, late) for result in results] for name in names}
 
 

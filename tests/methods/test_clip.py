@@ -28,6 +28,7 @@ from hf_ssl.methods.image_text.clip import (
     clip_loss,
 )
 from hf_ssl.training.optim import decay_names
+from tests import PATIENCE
 from tests.contract.tiny import TOKENIZER, VIT, batch, build, train_step
 from tests.invariants.ranks import run_on_ranks
 
@@ -262,7 +263,7 @@ def test_eight_chunks_need_less_than_half_of_the_memory() -> None:
     """How far the process's peak memory rises above its level before one forward and backward pass."""
     freed_at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", _STEPS], capture_output=True, text=True, timeout=600,
+        [sys.executable, "-c", _STEPS], capture_output=True, text=True, timeout=PATIENCE,
         env={**os.environ, **freed_at_once}, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

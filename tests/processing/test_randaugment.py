@@ -25,7 +25,7 @@ SIGNED = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
 # How far from PIL: the most a level may differ, or the share of pixels that may come from a neighbour (see `_warp`:
 # both take the nearest pixel, from coordinates rounded to other fractions; at shear .12 whole rows lie on a tie).
 MOST = {"brightness": 1, "color": 1, "contrast": 1, "sharpness": 2}
-ELSEWHERE = {"rotate": 0.003, "shear_x": 0.02, "shear_y": 0.02}
+ELSEWHERE = {"rotate": 0.003, "shear_x": 0.04, "shear_y": 0.04}
 
 
 def by_pil(name: str, picture: Image.Image, level: int) -> Image.Image:

@@ -10,6 +10,7 @@ from transformers import ResNetConfig
 
 from hf_ssl import SimCLRConfig, SimCLRForPreTraining, SimCLRImageProcessor, SSLTrainer, SSLTrainingArguments
 from hf_ssl.data import load_source
+from tests import PATIENCE
 
 BACKBONE = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
 
@@ -51,6 +52,6 @@ def in_child(function) -> int:
     """Run ``function`` in a forked process; its exit code, negative for a signal."""
     process = multiprocessing.get_context("fork").Process(target=function)
     process.start()
-    process.join(120)
-    assert process.exitcode is not None, "the child did not end within 120 s"
+    process.join(PATIENCE)
+    assert process.exitcode is not None, f"the child did not end within {PATIENCE} s"
     return process.exitcode
