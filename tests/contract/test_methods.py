@@ -246,7 +246,8 @@ def test_gradient_checkpointing_changes_no_number(name: str) -> None:
 
 @every_method
 def test_bf16_autocast_stays_close(name: str) -> None:
-    model, views = build(name), batch(name, 8)
+    # a correlation over 8 rows moves by 10 % in some drawings of the weights; a memory of examples holds 8
+    model, views = build(name), batch(name, 8 if load(name).needs_index else 16)
     exact = model(**views).loss.detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = build(name)(**views).loss.detach()
