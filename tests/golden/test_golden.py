@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 
 import tests.golden.runners  # noqa: F401  (registers)
 from hf_ssl.methods import METHODS
-from tests.golden.harness import RUNNERS, WITHOUT_RUNNER, Case, differences, discover, plan, runner_of
+from tests.golden.harness import RUNNERS, WITHOUT_RUNNER, Case, differences, discover, plan, runner_of, without
 
-KINDS = {*METHODS, "knn", "lars"}  # these two belong to no single method
+KINDS = set(METHODS)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -31,6 +31,8 @@ def test_case_matches_the_official_numbers(golden: Path) -> None:
     )
     words = differences(case, run(case))
     assert not words, "\n".join([case.name, *words])
+    if left_out := without(case):  # never passed: reported with its reasons, by `pytest -rx`
+        pytest.xfail("; ".join(f"{name}: {why}" for name, why in left_out.items()))
 
 
 # --- the harness itself -------------------------------------------------------------------------------------------
