@@ -58,6 +58,10 @@ class Case:
         return self.part("expected")
 
 
+class NotOurs(Exception):
+    """A runner's word that a case's setting is none of ours, and why: its test is reported so, and never passed."""
+
+
 Runner = Callable[[Case], dict[str, Tensor]]
 RUNNERS: dict[str, Runner] = {}
 WITHOUT: dict[str, dict[str, str]] = {}  # kind -> {how an expected tensor's name begins: why ours has no such thing}
