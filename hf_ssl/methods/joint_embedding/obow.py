@@ -4,6 +4,9 @@ Teaches bag-of-words prediction online: the words are a queue of the teacher's o
 over them is generated from them, since they change all the time.
 Siblings: SwAV and DeepCluster v2 put a whole image in one cluster; DINO and BYOL compare global features alone, where
 these targets say what is seen anywhere in the image; MoCo's queue holds whole images.
+
+Where this differs from the official code: the mean distance that scales the assignments is that of the steps before,
+as an average that starts at nothing; there it counts the batch at hand as well and starts at a half.
 """
 
 from typing import Any, ClassVar

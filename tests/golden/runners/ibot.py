@@ -1,4 +1,4 @@
-"""iBOT's own cases. The method is not here yet, but DINOv2 took its losses, masks and steps over: those are compared."""
+"""iBOT's cases. The method is not here yet, but DINOv2 took its losses, masks and steps over: those are compared."""
 
 import random
 from typing import Any
@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_ssl import backbones, masks, schedules
 from hf_ssl.losses import dino_loss, patch_loss
 from hf_ssl.memory import Center
+from hf_ssl.methods.joint_embedding.dinov2 import SSLDINOv2Config, SSLDINOv2ForPreTraining
+from hf_ssl.momentum import ema_update
+from hf_ssl.training.optim import clip_per_tensor
 from tests.golden.harness import Case, NotOurs, gradients, runner
 from tests.golden.ranks import on_ranks
+from tests.golden.runners import vit
 from tests.golden.runners.dino import warmup_share
 
 
@@ -151,3 +155,128 @@ def drawn(case: Case) -> dict[str, Tensor]:
         "stat.masked_fraction.quantiles": quantiles, "stat.mean_mask_per_position": many.mean(0),
         "stat.fraction_unmasked_images": (share == 0).double().mean(),
     }  # fmt: skip
+
+
+_HEAD2 = "head.last_layer2."  # of the patches, where they have prototypes of their own
+
+
+def our_names(official: str) -> list[str]:
+    """Names within official ``student`` or ``teacher`` -> within ours."""
+    if official == "backbone.masked_embed":
+        return ["mask_token"]
+    if official.startswith("backbone."):
+        return [f"backbone.{name}" for name in vit.native_names(official.removeprefix("backbone."))]
+    return [official.replace(_HEAD2, "patch_head.last_layer.")]
+
+
+def model_of(case: Case) -> Any:
+    c, loss = case.config, case.config["loss"]
+    size = {"img_size": c["img"], **c["vit"]}
+    config = SSLDINOv2Config(
+        backbone_config=vit.config(size, c.get("ln_eps", 1e-6)), out_dim=c["out_dim"], hidden_dim=c["hidden"],
+        bottleneck_dim=c["bottleneck"], separate_heads=not c["shared_head"], patch_out_dim=c["patch_out_dim"],
+        patch_hidden_dim=c["hidden"], patch_bottleneck_dim=c["bottleneck"], koleo_weight=0.0,
+        student_temperature=loss.get("student_temp", 0.1), patch_weight=loss.get("lambda2", 1.0),
+        center_momentum=loss.get("center_momentum", 0.9),
+    )  # fmt: skip
+    model: Any = SSLDINOv2ForPreTraining(config)
+    if not c["shared_head"]:  # iBOT's heads differ in their prototypes alone
+        model.patch_head.mlp, model.teacher_patch_head.mlp = model.head.mlp, model.teacher_head.mlp
+    for side, prefix in (("student", ""), ("teacher", "teacher_")):
+        state = {}
+        for official, value in case.part(f"weight.{side}").items():
+            if c["shared_head"] and official.startswith(_HEAD2):
+                continue
+            names = our_names(official)
+            parts = value.chunk(len(names))
+            state |= {f"{prefix}{name}": part for name, part in zip(names, parts, strict=True)}
+        if "mask_token" in state:
+            state["mask_token"] = state["mask_token"][None]
+        _, unexpected = model.load_state_dict(state, strict=False)
+        assert not unexpected, unexpected
+    for backbone in (model.backbone, model.teacher_backbone):
+        backbones.set_position_offset(backbone, 0.1)
+    for head in (model.head, model._patch_head("")):
+        head.last_layer.weight_g.requires_grad_(not c["norm_last_layer"])
+    return model.train()
+
+
+def image_major(rows: Tensor, batch: int) -> Tensor:
+    """(V·B, ...), view after view -> image after image, and back if ``batch`` is the number of views."""
+    return rows.unflatten(0, (-1, batch)).transpose(0, 1).flatten(0, 1)
+
+
+def one_step(case: Case, model: Any, at: str, epoch: int) -> dict[str, Tensor]:
+    """Outputs, losses and centres of a step; gradients are left in the model."""
+    c, loss = case.config, case.config["loss"]
+    large = torch.stack([case.input(f"{at}global{view}") for view in (0, 1)], dim=1)
+    small = (
+        torch.stack([case.input(f"{at}local{view}") for view in range(c["locals"])], dim=1) if c["locals"] else None
+    )
+    hidden = torch.stack([case.input(f"{at}mask{view}").flatten(1) for view in (0, 1)], dim=1).bool()
+    with torch.no_grad():
+        student = model.tokens(model.backbone, large, hidden.flatten(0, 1))
+        teacher = model.tokens(model.teacher_backbone, large)
+        whole = {"student": (student, ""), "teacher": (teacher, "teacher_")}
+        got = {f"{name}_cls": getattr(model, f"{kind}head")(rows.cls) for name, (rows, kind) in whole.items()}
+        for name, (rows, kind) in whole.items():
+            got[f"{name}_patch"] = image_major(model._patch_head(kind)(rows.patches), 2)
+        if small is not None:
+            got["student_local_cls"] = model.head(model.tokens(model.backbone, small).cls)
+    warm = iter([temperatures(loss, which)[epoch] for which in (False, True)])
+    model.teacher_temperature = lambda: next(warm)  # iBOT's patches may have one of their own
+    output = model(large, small, hidden)
+    output.loss.backward()
+    patches = model.config.patch_weight * output.metrics["patch_loss"]
+    got |= {"loss": output.loss, "loss_patch": patches, "loss_cls": output.loss - patches}
+    for buffer in (model.patch_center.sum, model.patch_center.count):
+        buffer.zero_()
+    model.patch_center.observe(got["teacher_patch"].flatten(0, 1))  # iBOT's mean is over all patches
+    model.center.advance(model.config.center_momentum)
+    model.patch_center.advance(loss.get("center_momentum2", 0.9))
+    got |= {"center": model.center.value.clone(), "center2": model.patch_center.value.clone()[None]}
+    return {f"{at}{name}": value for name, value in got.items()}
+
+
+def clip(parameters: dict[str, nn.Parameter], official: list[str], limit: float) -> None:
+    """Per official tensor: q, k and v are one there, so one norm is theirs; ours are three, each with its own."""
+    for name in official if limit else ():
+        parts = [parameters[ours] for ours in our_names(name) if ours in parameters]
+        if parts and all(part.grad is not None for part in parts):
+            whole = nn.Parameter(torch.cat([part.detach() for part in parts]))
+            whole.grad = torch.cat([part.grad for part in parts])
+            clip_per_tensor([whole], limit)
+            for part, grad in zip(parts, whole.grad.chunk(len(parts)), strict=True):
+                part.grad.copy_(grad)
+
+
+@runner("ibot/step_multicrop")
+def steps(case: Case) -> dict[str, Tensor]:
+    c, model, got = case.config, model_of(case), {}
+    assert c["loss"].get("lambda1", 1.0) == 1.0
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=c["lr"])
+    parameters, official = dict(model.named_parameters()), list(case.part("weight.student"))
+    pairs = [(model.backbone, model.teacher_backbone), (model.head, model.teacher_head)]
+    if not c["shared_head"]:
+        pairs.append((model.patch_head.last_layer, model.teacher_patch_head.last_layer))
+    for step, (epoch, momentum) in enumerate(zip(c["epochs"], c["momentum"], strict=True)):
+        optimizer.zero_grad()
+        got |= one_step(case, model, f"step{step}.", epoch)
+        for name in official:
+            found = [parameters[ours].grad for ours in our_names(name) if ours in parameters]
+            if found and all(grad is not None for grad in found):
+                grad = torch.cat(found).clone()
+                got[f"grad.step{step}.{name}"] = grad[0] if name == "backbone.masked_embed" else grad
+        clip(parameters, official, c["clip_grad"])
+        if epoch < c["freeze_last_layer"]:
+            model.head.spare_prototypes()
+            model._patch_head("").spare_prototypes()
+        optimizer.step()
+        for student, teacher in pairs:
+            ema_update(student, teacher, momentum)
+    state = model.state_dict()
+    for name in case.part("weight.teacher"):
+        found = [state[f"teacher_{ours}"] for ours in our_names(name) if f"teacher_{ours}" in state]
+        if found:
+            got[f"teacher_after.{name}"] = torch.cat(found)
+    return got
