@@ -17,9 +17,11 @@ from .modeling import MultiViewConfig, SSLOutput
 class MaskedSiameseConfig(MultiViewConfig):
     """out_dim: prototypes K. patch_drop: share of patches that the large anchors lose (.15 for ViT-S/16, .3 for B, .7
     for L), the same places in all images of a step. temperature: of anchors and targets alike; targets are then raised
-    to 1 / sharpening and, where sinkhorn_iterations is not 0, spread evenly over the prototypes. prior_weight: λ of
-    KL(mean prediction ‖ prior). entropy_weight: of the anchors' own mean entropy. teacher_momentum: rises along a line
-    that would reach 1 after 1.25 times the run. joint_batchnorm: True as official: views of one size share statistics
+    to 1 / sharpening and, where sinkhorn_iterations is not 0, spread evenly over the prototypes. label_smoothing:
+    share of every prediction that all prototypes get alike (0 in the official configuration). prior_weight: λ of
+    KL(mean prediction ‖ prior), this direction and not its reverse. entropy_weight: of the anchors' own mean entropy.
+    teacher_momentum: rises along a line that would reach 1 after 1.25 times the run. joint_batchnorm: True as
+    official: views of one size share statistics.
     """
 
     out_dim: int = 1024
@@ -29,6 +31,7 @@ class MaskedSiameseConfig(MultiViewConfig):
     temperature: float | int = 0.1
     sharpening: float | int = 0.25
     sinkhorn_iterations: int = 0
+    label_smoothing: float | int = 0.0
     prior_weight: float | int = 1.0
     entropy_weight: float | int = 0.0
     teacher_momentum: float | int = 0.996
@@ -38,6 +41,10 @@ class MaskedSiameseConfig(MultiViewConfig):
             raise ValueError(f"patch_drop is a share from 0 up to but not including 1, got {self.patch_drop}")
         if self.sharpening <= 0:
             raise ValueError(f"sharpening must be positive, got {self.sharpening}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing is a share from 0 up to but not including 1, got {self.label_smoothing}"
+            )
         super().__post_init__(**kwargs)
 
 
@@ -106,7 +113,7 @@ class MaskedSiameseModel(TeacherModel):
         """
         c = self.config
         prototypes = F.normalize(self.prototypes.float(), dim=1)
-        predicted = similarities(F.normalize(anchors.float(), dim=1), prototypes, c.temperature).log_softmax(1)
+        predicted = self._predict(anchors, prototypes)
         assigned = self.assign(targets, prototypes)
         agreement = predicted.unflatten(0, (-1, len(targets))).mean(0)
         cross_entropy = -(assigned * agreement).sum(1).mean()
@@ -118,12 +125,19 @@ class MaskedSiameseModel(TeacherModel):
         terms = {"cross_entropy": cross_entropy, "prior_divergence": divergence, "anchor_entropy": entropy}
         return loss, {key: term.detach() for key, term in terms.items()} | target_entropies(assigned)
 
+    def _predict(self, rows: Tensor, prototypes: Tensor) -> Tensor:
+        """(N, d) and unit prototypes (K, d) -> logarithms (N, K) of the predicted probabilities."""
+        smoothing = self.config.label_smoothing
+        logarithms = similarities(F.normalize(rows.float(), dim=1), prototypes, self.config.temperature).log_softmax(1)
+        if not smoothing:
+            return logarithms
+        return torch.lerp(logarithms.exp(), logarithms.new_tensor(1 / len(prototypes)), smoothing).log()
+
     @torch.no_grad()
     def assign(self, targets: Tensor, prototypes: Tensor) -> Tensor:
         """The teacher's (B, d) and unit prototypes (K, d) -> sharpened assignments (B, K)."""
         c = self.config
-        logits = similarities(F.normalize(targets.float(), dim=1), prototypes, c.temperature)
-        sharpened = (logits / c.sharpening).log_softmax(1)  # softmax to the power of 1 / T, normalised
+        sharpened = (self._predict(targets, prototypes) / c.sharpening).log_softmax(1)  # p^(1 / T), normalised
         if not c.sinkhorn_iterations:
             return sharpened.exp()
         return distributed.sinkhorn(sharpened, 1.0, c.sinkhorn_iterations)

@@ -31,17 +31,14 @@ def block_mask(
 
     A block's area is uniform from ``smallest`` to what is missing (at most ``largest``), its aspect log-uniform from
     .3 to 1/.3; it never spans a side (as in the official code) and never masks too many. Bool (rows, columns); it can
-    fall short of ``patches``, when ten tries find no block that fits, but never to none.
+    fall short of ``patches``, even to none, when ten tries find no block that fits.
     """
-    rows, columns = grid
     mask, missing = np.zeros(grid, bool), patches
     while missing > 0:
         added = _add_block(rng, mask, smallest, min(missing, largest))
         if not added:
             break
         missing -= added
-    if patches and not mask.any():  # a grid of few patches, where no block fits
-        mask[rng.integers(rows), rng.integers(columns)] = True
     return mask
 
 
@@ -82,6 +79,8 @@ def block_masks(images: int, grid: tuple[int, int], share: float, ratios: tuple[
     for low, high, image in zip(edges[:-1], edges[1:], rng.permutation(images)):
         count = max(1, int(patches * rng.uniform(low, high)))
         result[image] = block_mask(rng, grid, count, largest=patches * ratios[1]).ravel()
+        if not result[image].any():  # a grid of few patches, where no block fits
+            result[image, rng.integers(patches)] = True
     return torch.from_numpy(result)
 
 

@@ -4,6 +4,9 @@ Teaches bag-of-words prediction online: the words are a queue of the teacher's o
 over them is generated from them, since they change all the time.
 Siblings: SwAV and DeepCluster v2 put a whole image in one cluster; DINO and BYOL compare global features alone, where
 these targets say what is seen anywhere in the image; MoCo's queue holds whole images.
+
+Where this differs from the official code: the mean distance that scales the assignments is that of the steps before,
+as an average that starts at nothing; there it counts the batch at hand as well and starts at a half.
 """
 
 from typing import Any, ClassVar
@@ -119,17 +122,21 @@ class OBoWForPreTraining(TeacherModel):
 
     def predict(self, features: list[Tensor], bags: list[Tensor]) -> Tensor:
         """KL divergence of the predicted words, mean over rows and levels, summed over the kinds of crops (eq. 4)."""
-        with distributed.alone():  # the generators' BatchNorm sees the vocabulary, which is the same on all ranks
-            weights = [
-                self.config.kappa * F.normalize(generator(F.normalize(queue.rows, dim=1)), dim=1)
-                for generator, queue in zip(self.generators, self.vocabulary, strict=True)
-            ]
+        weights = self.classifiers()
         losses = [
             F.kl_div(F.log_softmax(rows @ words.T, dim=1), bag.repeat(len(rows) // len(bag), 1), reduction="batchmean")
             for rows in features
             for words, bag in zip(weights, bags, strict=True)
         ]
         return torch.stack(losses).sum() / len(bags)
+
+    def classifiers(self) -> list[Tensor]:
+        """(K, D) of every level: weights generated from the words."""
+        with distributed.alone():  # the generators' BatchNorm sees the vocabulary, which is the same on all ranks
+            return [
+                self.config.kappa * F.normalize(generator(F.normalize(queue.rows, dim=1)), dim=1)
+                for generator, queue in zip(self.generators, self.vocabulary, strict=True)
+            ]
 
     @torch.no_grad()
     def bags(self, maps: list[Tensor]) -> list[Tensor]:

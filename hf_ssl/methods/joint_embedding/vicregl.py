@@ -152,12 +152,14 @@ class VICRegLForPreTraining(JointEmbeddingModel):
 
 
 class View(NamedTuple):
-    """One view of each image: whole (B, d), maps (B, N, m) row by row, places (B, N, 2), and how many are matched."""
+    """One view of each image: whole (B, d), maps (B, N, m) row by row, places (B, N, 2), and how many are matched by
+    position, and by feature (None: all, the official default)."""
 
     whole: Tensor
     maps: Tensor
     places: Tensor
     matches: int
+    feature_matches: int | None = None
 
 
 def centres(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -173,17 +175,23 @@ def centres(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def by_feature(first: View, second: View) -> tuple[Tensor, Tensor]:
-    """Every place of the first (B, N, m), and of the second the one whose feature is nearest."""
+    """Every place of the first (B, N, m), or those of feature_matches, and of the second that of nearest feature."""
     with torch.no_grad():
-        nearest = torch.cdist(first.maps, second.maps).argmin(-1)
-    return first.maps, _pick(second.maps, nearest)
+        distance, nearest = torch.cdist(first.maps, second.maps).min(-1)
+    return _matched(first, second, distance, nearest, first.feature_matches)
 
 
 def by_place(first: View, second: View) -> tuple[Tensor, Tensor]:
     """The γ places of the first that lie nearest to any of the second, in their order, and those they lie nearest."""
-    distance = (first.places[:, :, None] - second.places[:, None]).square().sum(-1)
-    distance, nearest = distance.min(-1)
-    kept = distance.topk(first.matches, largest=False).indices.sort().values
+    distance, nearest = (first.places[:, :, None] - second.places[:, None]).square().sum(-1).min(-1)
+    return _matched(first, second, distance, nearest, first.matches)
+
+
+def _matched(first: View, second: View, distance: Tensor, nearest: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
+    """The ``count`` places of the first of least distance (B, N), and what is ``nearest`` (B, N) to each."""
+    if count is None:
+        return first.maps, _pick(second.maps, nearest)
+    kept = distance.topk(count, largest=False).indices.sort().values
     return _pick(first.maps, kept), _pick(second.maps, nearest.gather(1, kept))
 
 

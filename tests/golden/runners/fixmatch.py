@@ -16,13 +16,13 @@ def losses(threshold: float, temperature: float, x: Tensor, labels: Tensor, weak
 
 @runner("fixmatch/loss")
 def loss(case: Case) -> dict[str, Tensor]:
+    """The peer sharpens its guesses with T before it compares them with the threshold. The official code and the paper
+    compare the plain softmax, as ours does whatever its temperature: the peer's are our guesses from logits / T."""
     c = case.config
-    assert c["T"] == 1.0  # the peer's threshold then looks at the plain softmax, as ours always does
     x, strong = case.input("logits_x").requires_grad_(), case.input("logits_u_s").requires_grad_()
     weak = case.input("logits_u_w").requires_grad_()
-    supervised, unlabeled, targets, weights = losses(
-        c["threshold"], 0.0, x, case.input("targets_x"), weak.detach(), strong
-    )
+    sharp = weak.detach() / c["T"]
+    supervised, unlabeled, targets, weights = losses(c["threshold"], 0.0, x, case.input("targets_x"), sharp, strong)
     total = supervised + c["lambda_u"] * unlabeled
     grads = gradients(total, logits_x=x, logits_u_s=strong)
     return {

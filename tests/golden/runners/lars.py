@@ -41,3 +41,15 @@ def barlow(case: Case) -> dict[str, Tensor]:
 @runner("lars/mocov3")
 def mocov3(case: Case) -> dict[str, Tensor]:
     return run(case, case.config["lars"].get("trust_coefficient", 0.001), False, False)
+
+
+@runner("lars/vicreg")
+def vicreg(case: Case) -> dict[str, Tensor]:
+    """Its filters are functions or None, recorded as anything or null; unrecorded, they are those of its training."""
+    lars = case.config["lars"]
+    return run(
+        case,
+        lars.get("eta", 0.001),
+        not lars.get("weight_decay_filter", True),
+        not lars.get("lars_adaptation_filter", True),
+    )

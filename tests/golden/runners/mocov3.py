@@ -63,14 +63,14 @@ def sincos2d(case: Case) -> dict[str, Tensor]:
     return {"pos_embed": backbones.sincos_2d(case.config["dim"], (width, height), prefix=1, row_first=True)[None]}
 
 
+@runner("mocov3/contrastive_1rank")
 @runner("mocov3/contrastive_2rank")
 def ranks(case: Case) -> dict[str, Tensor]:
-    """Each rank's loss against the keys of all, the gather written out."""
-    world, got = case.config["world"], {}
-    keys = [case.input(f"rank{rank}.k") for rank in range(world)]
-    for rank in range(world):
-        queries = case.input(f"rank{rank}.q").requires_grad_()
+    """Each rank's loss against the keys of all, the gather written out; one rank alone may have no number."""
+    prefixes = ["" if "input.q" in case.tensors else f"rank{rank}." for rank in range(case.world)]
+    keys, got = [case.input(f"{prefix}k") for prefix in prefixes], {}
+    for rank, prefix in enumerate(prefixes):
+        queries = case.input(f"{prefix}q").requires_grad_()
         loss = contrast(queries, torch.cat(keys), case.config["T"], own_key=rank * len(queries))[0]
-        got[f"rank{rank}.loss"] = loss
-        got[f"grad.rank{rank}.q"] = gradients(loss, q=queries)["q"]
+        got |= {f"{prefix}loss": loss, f"grad.{prefix}q": gradients(loss, q=queries)["q"]}
     return got

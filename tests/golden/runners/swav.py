@@ -8,6 +8,7 @@ from hf_ssl.heads import Prototypes
 from hf_ssl.methods.joint_embedding.swav import SwAVConfig, SwAVForPreTraining
 from tests.contract.tiny import VIT
 from tests.golden.harness import Case, runner
+from tests.golden.ranks import on_ranks
 
 RUN = 1_000_000  # optimiser steps that the official counts of iterations are made a share of
 
@@ -49,8 +50,24 @@ def sinkhorn(case: Case) -> dict[str, Tensor]:
     }
 
 
+@runner("swav/sinkhorn_2rank")
+def sinkhorn_of_ranks(case: Case) -> dict[str, Tensor]:
+    """The rows of all ranks share the prototypes; scores come rank by rank, or whole and are dealt out here."""
+    c, world = case.config, max(case.world, case.config.get("world", 2))
+
+    def assign(rank: int) -> dict[str, Tensor]:
+        whole = "input.scores" in case.tensors
+        scores = case.input("scores").chunk(world)[rank] if whole else case.input(f"rank{rank}.scores")
+        return {f"q_iters{count}": distributed.sinkhorn(scores, c["epsilon"], count) for count in c["iters_list"]}
+
+    parts = on_ranks(world, assign)
+    got = {f"rank{rank}.{name}": value for rank, part in enumerate(parts) for name, value in part.items()}
+    return got | {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@runner("swav/train")
 @runner("swav/train_queue")
-def train_queue(case: Case) -> dict[str, Tensor]:
+def train(case: Case) -> dict[str, Tensor]:
     config = case.config
     start = config.get("epoch", 0) * config["iters"]
     model = SwAVForPreTraining(
