@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForPreTraining
 
+from .. import loading
 from ..evaluation import load_native
 from ..methods import register
 from ..modeling import SSLModel
@@ -118,15 +119,15 @@ def load_method(where: str | Path, **options: Any) -> tuple[SSLModel, SSLImagePr
         )
     place = str(local / folder) if local.is_dir() else str(where)
     options |= {"subfolder": folder} if not local.is_dir() and folder else {}
-    model = AutoModelForPreTraining.from_pretrained(place, **options)
-    model.processor = AutoImageProcessor.from_pretrained(place, **options)
+    model = loading.load_pretrained(AutoModelForPreTraining, place, **options)
+    model.processor = loading.load_pretrained(AutoImageProcessor, place, **options)
     return model, model.processor
 
 
 def _local_folder(path: Path) -> str | None:
     for folder in (FOLDER, ""):
         if (path / folder / "config.json").is_file():
-            config = AutoConfig.from_pretrained(path / folder)
+            config = loading.load_pretrained(AutoConfig, path / folder)
             if config.model_type.startswith("ssl_"):
                 return folder
     return None
