@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_json
 from ..methods import METHODS
 from .console import CommandError, UsageError, nearest, quiet, say
 from .fields import Flag, paper
@@ -269,8 +270,8 @@ def open_model(name: str, device: str | None) -> tuple[Any, Any]:
 
     path = Path(name).expanduser()
     if path.is_dir():
-        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type", "")
-        if kind.startswith("ssl_"):
+        config = read_json(path / "config.json")
+        if isinstance(config, dict) and str(config.get("model_type")).startswith("ssl_"):
             from ..hub import load_method
 
             method, processor = load_method(path)

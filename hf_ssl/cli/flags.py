@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..documents import DocumentError, parse_json
 from .console import HIDDEN, UsageError, is_secret, nearest
 from .fields import Flag
 
@@ -28,6 +29,10 @@ _RANGES: tuple[tuple[str, tuple[float, bool, float, str]], ...] = (
     (r"^(logging|save|eval)_steps$|_epochs$|temperature$|^base_learning_rate$", (0, True, math.inf, "above 0")),
     (r"_p$|_ratio$|_momentum$|_fraction$|^adam_beta\d$", (0, False, 1, "from 0 to 1")),
 )  # fmt: skip
+
+
+_SHORT = reprlib.Repr()  # of a value in a complaint
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class BadValue(ValueError):
@@ -111,7 +116,7 @@ def complaint(flag: Flag, value: Any, error: BadValue) -> str:
     words = str(error)
     if not words.startswith("must"):
         return words
-    return f"{words}, not {HIDDEN if is_secret(flag.name) else repr(value)}"
+    return f"{words}, not {HIDDEN if is_secret(flag.name) else _SHORT.repr(value)}"
 
 
 def _is_number(text: str) -> bool:
@@ -137,10 +142,14 @@ def convert(flag: Flag, value: Any) -> Any:
         return None
     if flag.choices:
         return _choice(flag, value)
+    why = ""
     for kind in flag.kinds:
         try:
             result = _CONVERTERS[kind](value)
-        except (ValueError, TypeError):
+        except DocumentError as error:
+            why = f" ({error})"
+            continue
+        except (ValueError, TypeError, OverflowError):
             continue
         if kind in ("int", "float"):
             _check_range(flag, result)
@@ -148,7 +157,7 @@ def convert(flag: Flag, value: Any) -> Any:
                 result = int(result)  # steps and sizes read better, and Trainer takes either
         _check_keys(flag, result)
         return result
-    raise BadValue(f"must be {describe(flag)}")
+    raise BadValue(f"must be {describe(flag)}{why}")
 
 
 def _choice(flag: Flag, value: Any) -> str:
@@ -217,13 +226,15 @@ def _float(value: Any) -> float:
 
 def _number(value: Any) -> float:
     number = _float(value)
+    if not math.isfinite(number):
+        raise ValueError
     return int(number) if number.is_integer() and "." not in str(value) and "e" not in str(value).lower() else number
 
 
 def _pair(value: Any) -> Any:
     """[a, b], or one number where a view field takes one for both."""
     if isinstance(value, str):
-        value = json.loads(value) if value.startswith("[") else value.split(",")
+        value = parse_json(value) if value.startswith("[") else value.split(",")
     items = value if isinstance(value, (list, tuple)) else [value]
     numbers = [_number(item) for item in items]
     if len(numbers) not in (1, 2):
@@ -233,21 +244,21 @@ def _pair(value: Any) -> Any:
 
 def _list(value: Any) -> list:
     if isinstance(value, str):
-        value = json.loads(value) if value.startswith("[") else [item.strip() for item in value.split(",")]
+        value = parse_json(value) if value.startswith("[") else [item.strip() for item in value.split(",")]
     if not isinstance(value, list):
         raise ValueError
     return value
 
 
 def _dict(value: Any) -> dict:
-    value = json.loads(value) if isinstance(value, str) else value
+    value = parse_json(value) if isinstance(value, str) else value
     if not isinstance(value, dict):
         raise ValueError
     return value
 
 
 def _json(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
+    return parse_json(value) if isinstance(value, str) else value
 
 
 def _str(value: Any) -> str:

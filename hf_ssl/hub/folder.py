@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForPreTraining
 
 from .. import loading
+from ..documents import read_json
 from ..evaluation import load_native
 from ..methods import register
 from ..modeling import SSLModel
@@ -89,10 +90,10 @@ def files(path: str | Path) -> dict[str, Path]:
 def publishable(file: Path) -> str | bytes:
     """What is uploaded of a file: its path, or its content without the paths that its JSON holds."""
     if file.name == "labeled_rows.json":  # class names may well begin with a slash
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = read_json(file)
         return json.dumps({**rows, "dataset": scrub(rows.get("dataset"))}).encode()
     if file.name in _WITH_PATHS:
-        return json.dumps(scrub(json.loads(file.read_text(encoding="utf-8"))), indent=2).encode()
+        return json.dumps(scrub(read_json(file)), indent=2).encode()
     return str(file)
 
 
