@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from . import class_token
 from .backbone_presets import PRESETS as PRESETS
 from .backbone_presets import from_preset as from_preset
+from .loading import from_config
 
 Backbone = Any  # a native PreTrainedModel; nn.Module types every attribute as Tensor | Module
 
@@ -31,7 +32,7 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
     if model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         # Swin's and ConvNeXt's "pooler" is a plain average that belongs to the feature: keep it.
         kwargs["add_pooling_layer"] = config.model_type == "swin"
-    return AutoModel.from_config(config, **kwargs)
+    return from_config(AutoModel, config, **kwargs)
 
 
 def feature_dim(backbone: Backbone) -> int:

@@ -36,6 +36,7 @@ class ClusterConfig(MultiViewConfig):
     temperature: float | int = 0.1
     freeze_prototypes: float | int = 0.00125
     assigned_crops: int = 2
+    limits = {"num_prototypes": "[1, inf)", "freeze_prototypes": "[0, 1]"}
 
     def __post_init__(self, **kwargs):
         if self.assigned_crops not in (1, 2):
@@ -52,6 +53,7 @@ class BankConfig(ClusterConfig):
 
     heads: int = 3
     num_examples: int | None = None
+    limits = {"num_examples": "[1, inf)", "heads": "[1, inf)"}
 
 
 class ClusterModel(JointEmbeddingModel):

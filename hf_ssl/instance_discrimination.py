@@ -31,12 +31,11 @@ class InstanceConfig(MultiViewConfig):
     criterion: str = "nce"
     partition: float | int | None = None
     bank_momentum: float | int = 0.5
+    limits = {"num_examples": "[1, inf)", "partition": "(0, inf)", "bank_momentum": "[0, 1]"}
 
     def __post_init__(self, **kwargs):
         if self.criterion not in ("nce", "cross_entropy"):
             raise ValueError(f"criterion must be nce or cross_entropy, got {self.criterion!r}")
-        if self.partition is not None and self.partition <= 0:
-            raise ValueError(f"partition must be positive, got {self.partition}")
         if self.nce_negatives < 0:
             raise ValueError(f"nce_negatives must be 0 (all rows) or more, got {self.nce_negatives}")
         super().__post_init__(**kwargs)

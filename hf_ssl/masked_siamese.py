@@ -35,6 +35,7 @@ class MaskedSiameseConfig(MultiViewConfig):
     prior_weight: float | int = 1.0
     entropy_weight: float | int = 0.0
     teacher_momentum: float | int = 0.996
+    limits = {"out_dim": "[1, inf)"}
 
     def __post_init__(self, **kwargs):
         if not 0 <= self.patch_drop < 1:

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from . import backbones, heads, memory, momentum
+from . import backbones, heads, limits, memory, momentum
 from .processing import SSLImageProcessor
 from .processing.published import method_folder
 
@@ -28,12 +28,17 @@ class SSLConfig(PreTrainedConfig):
     """Base of every method's config.
 
     backbone_config: the native backbone's config: an instance, a dict with ``model_type``, or None for a ViT-B/16.
+    A class states in ``limits`` what its numbers may be; ValueError where one is not (see ``hf_ssl.limits``).
     """
 
     model_type = "ssl"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="vit")}
 
     backbone_config: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        limits.check(self)
+        super().__post_init__(**kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
         return _without_folders(super().to_diff_dict())  # what is saved is published
@@ -53,16 +58,14 @@ class MultiViewConfig(SSLConfig):
 
     joint_batchnorm: True computes BatchNorm's statistics over all views of one size together, in one pass; False over
     each view alone, in a pass of its own. Networks without BatchNorm (ViT) give the same either way, True is faster.
-    Each method's default is what its authors' code does. ValueError where a temperature is not positive.
+    Each method's default is what its authors' code does.
     """
 
     joint_batchnorm: bool = True
-
-    def __post_init__(self, **kwargs):
-        for name, value in vars(self).items():
-            if name.endswith("temperature") and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        super().__post_init__(**kwargs)
+    limits = {
+        "projection_dim": "[1, inf)", "hidden_dim": "[1, inf)", "num_layers": "[1, inf)", "temperature": "(0, inf)",
+        "teacher_temperature": "(0, inf)", "teacher_momentum": "[0, 1]",
+    }  # fmt: skip
 
 
 @dataclass

@@ -45,6 +45,10 @@ class PatchDistillationConfig(SelfDistillationConfig):
     local_weight: float | int = 1.0
     layer_decay: float | int = 0.9
     patch_embedding_rate: float | int = 0.2
+    limits = {
+        "patch_out_dim": "[1, inf)", "patch_hidden_dim": "[1, inf)", "patch_bottleneck_dim": "[1, inf)",
+        "teacher_momentum_end": "[0, 1]", "mask_share": "[0, 1]", "layer_decay": "(0, 1]",
+    }  # fmt: skip
 
     def __post_init__(self, **kwargs):
         if self.centering not in ("softmax", "sinkhorn"):

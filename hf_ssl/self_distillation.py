@@ -29,6 +29,11 @@ class SelfDistillationConfig(MultiViewConfig):
     center_momentum: float | int = 0.9
     teacher_momentum: float | int = 0.996
     freeze_last_layer: float | int = 0.01
+    limits = {
+        "out_dim": "[1, inf)", "bottleneck_dim": "[1, inf)", "student_temperature": "(0, inf)",
+        "warmup_teacher_temperature": "(0, inf)", "teacher_temperature_warmup": "[0, 1]", "center_momentum": "[0, 1]",
+        "freeze_last_layer": "[0, 1]",
+    }  # fmt: skip
 
 
 class SelfDistillationModel(TeacherModel):

@@ -17,6 +17,7 @@ from transformers import AutoModelForImageClassification, PreTrainedConfig, PreT
 from transformers import initialization as init
 
 from . import backbones, distributed
+from .loading import from_config, load_pretrained
 from .modeling import SSLConfig, SSLModel, SSLOutput
 from .momentum import make_teacher
 
@@ -68,7 +69,7 @@ class SemiSupervisedModel(SSLModel):
                 f"a classifier needs at least 2 classes, got num_labels={config.num_labels}: set num_labels or "
                 "id2label in backbone_config"
             )
-        classifier = AutoModelForImageClassification.from_config(config)
+        classifier = from_config(AutoModelForImageClassification, config)
         if not hasattr(classifier, "timm_model") and backbones.unwrap(classifier) is classifier:
             raise ValueError(
                 f"{type(classifier).__name__} has no base model under its head: take a backbone whose classifier "
@@ -215,9 +216,10 @@ class SemiSupervisedModel(SSLModel):
     @classmethod
     def _from_native(cls, repo: Any, config: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         wanted = None if config is None else copy.deepcopy(config.backbone_config)
-        classifier, report = AutoModelForImageClassification.from_pretrained(
-            repo, config=wanted, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
-        )
+        classifier, report = load_pretrained(
+            AutoModelForImageClassification, repo, config=wanted, ignore_mismatched_sizes=True,
+            output_loading_info=True, **kwargs,
+        )  # fmt: skip
         bad = [key for key, *_ in report["mismatched_keys"] if not _in_head(classifier, key)]
         if bad:
             raise ValueError(

@@ -25,6 +25,9 @@ from transformers import (
     VisionTextDualEncoderConfig,
 )
 
+from .loading import from_config, load_pretrained
+from .spelling import presets
+
 # Fields of CLIPTextConfig. pico and nano suit names and short captions; base is the paper's.
 TEXT_PRESETS: dict[str, dict[str, Any]] = {
     "text-pico": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
@@ -80,9 +83,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, context_len
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or a Hub repo; ValueError if there is none or it cannot pad."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name} holds no tokenizer that transformers can load: {error}") from error
+        tokenizer = load_pretrained(AutoTokenizer, name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} holds no tokenizer that can be loaded: {error}") from error
     if tokenizer.pad_token_id is None:
         raise ValueError(f"the tokenizer of {name} has no padding token: set one and save it again")
     return tokenizer
@@ -168,7 +171,7 @@ def check_towers(config: VisionTextDualEncoderConfig) -> None:
 def pooled_width(config: PreTrainedConfig) -> int:
     """Width D of the native model's ``pooler_output`` (B, D), found without computing; ValueError if it is not so."""
     with torch.device("meta"), torch.no_grad():
-        tower = AutoModel.from_config(config).eval()
+        tower = from_config(AutoModel, config).eval()
         if tower.main_input_name == "input_ids":
             outputs = tower(input_ids=torch.zeros(1, 4, dtype=torch.long))
         else:
@@ -193,7 +196,7 @@ def load_tower(backbone: PreTrainedModel, kind: Literal["vision", "text"], name:
     A learned pooler that the checkpoint does not have keeps its random weights; anything else missing is a ValueError.
     """
     tower: Any = getattr(backbone, f"{kind}_model")
-    loaded, report = type(tower).from_pretrained(name, config=tower.config, output_loading_info=True)
+    loaded, report = load_pretrained(type(tower), name, config=tower.config, output_loading_info=True)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise ValueError(
@@ -208,11 +211,13 @@ def _first(*ids: int | None) -> int | None:
 
 def _text_config_of(name: str | Path) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = load_pretrained(AutoConfig, name)
     except (OSError, ValueError) as error:
-        presets = ", ".join(TEXT_PRESETS)
+        if "/" in str(name) or Path(name).exists():
+            raise ValueError(f"text tower: {error}") from error
         raise ValueError(
-            f"text tower {name!r} is no folder or reachable Hub id of a native model. Presets: {presets}."
+            f"text tower {name!r} is no folder or reachable Hub id of a native model. "
+            f"{presets(str(name), TEXT_PRESETS)}"
         ) from error
     return getattr(config, "text_config", config)  # the text half of an image-text repo
 

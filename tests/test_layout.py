@@ -18,16 +18,17 @@ CORE = {
     "momentum_contrast", "clustering", "convolutions", "masked_siamese", "self_distillation",
     "class_token",
 }  # fmt: skip
+LOW = {"lazy", "spelling", "documents", "loading", "limits"}  # know nothing of pictures or methods
 BELOW = {  # what each part of hf_ssl may import, besides itself; "" is hf_ssl/__init__.py
-    "cli": {"training", "evaluation", "hub", "methods", "processing", "data", ""} | CORE,
-    "hub": {"lazy", "evaluation", "methods", "processing", "data", ""} | CORE,
-    "training": {"lazy", "hub", "evaluation", "methods", "processing", "data", ""} | CORE,
-    "evaluation": {"backbones", "data", ""},
-    "methods": {"processing"} | CORE,
-    "processing": {"lazy"},
-    "data": {"lazy"},
-    "lazy": set(),
-    **{name: {"processing"} | CORE for name in CORE},
+    "cli": {"training", "evaluation", "hub", "methods", "processing", "data", ""} | CORE | LOW,
+    "hub": {"evaluation", "methods", "processing", "data", ""} | CORE | LOW,
+    "training": {"hub", "evaluation", "methods", "processing", "data", ""} | CORE | LOW,
+    "evaluation": {"backbones", "data", ""} | LOW,
+    "methods": {"processing"} | CORE | LOW,
+    "processing": LOW,
+    "data": LOW,
+    **{name: LOW for name in LOW},
+    **{name: {"processing"} | CORE | LOW for name in CORE},
 }
 TOP = {
     "hf_ssl", "recipes", "tests", "model_cards", "pyproject.toml", "README.md", "CONTRIBUTING.md", "LICENSE", "NOTICE",

@@ -196,7 +196,7 @@ def test_parts_that_do_not_fit_are_refused(tokenizer: CLIPTokenizer, bert: Path)
         text.image_text_config(dict(VIT), str(bert), tokenizer)
     with pytest.raises(ValueError, match="context_length 30 exceeds the 24 positions"):
         text.image_text_config(dict(VIT), bert, text.load_tokenizer(bert), context_length=30)
-    with pytest.raises(ValueError, match=r"no folder or reachable Hub id of a native model. Presets: text-pico"):
+    with pytest.raises(ValueError, match=r"reachable Hub id of a native model. The nearest preset is text-pico"):
         text.image_text_config(dict(VIT), "text-piko", tokenizer)
     with pytest.raises(ValueError, match=r"ResNetModel cannot be a tower .* shape"):
         text.image_text_config(

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_json
 from ..methods import METHODS
 from .console import CommandError, UsageError, nearest, quiet, say
 from .fields import Flag, paper
@@ -16,9 +17,16 @@ _DATA = (
     Flag("dataset", ("str",), None, "emoji, emoji:placed, fashion-mnist, a folder, *.parquet, *.tar or a Hub id."),
     Flag("image_column", ("str",), None, "Column with the image; found if not given.", optional=True),
     Flag("label_column", ("str",), None, "Column with the label; found if not given.", optional=True),
-    Flag("max_images", ("int",), None, "At most so many images of a split; a fixed random draw.", optional=True),
-    Flag("batch_size", ("int",), 256, "Images at once."),
-    Flag("num_workers", ("int",), 0, "Processes that decode."),
+    Flag(
+        "max_images",
+        ("int",),
+        None,
+        "At most so many images of a split; a fixed random draw.",
+        optional=True,
+        limits="[1, inf)",
+    ),
+    Flag("batch_size", ("int",), 256, "Images at once.", limits="[1, inf)"),
+    Flag("num_workers", ("int",), 0, "Processes that decode.", limits="[0, 1024]"),
     Flag("device", ("str",), None, "cpu, cuda, ...; default: the GPU if there is one.", optional=True),
 )
 _MEASURES = (
@@ -38,7 +46,7 @@ EVALUATE = (
         "knn_precision", ("str",), "fp32", "bf16: faster on CPUs, neighbours nearly exact.", choices=("fp32", "bf16")
     ),
     Flag("prompts", ("str",), None, "Texts for zero_shot: a YAML or JSON file, or simple.", optional=True),
-    Flag("seed", ("int",), 0, "Of the untrained twin and the probe."),
+    Flag("seed", ("int",), 0, "Of the untrained twin and the probe.", limits="[0, 4294967295]"),
     Flag("json", ("str",), None, "Write the rows to this file, all figures.", optional=True),
 )
 EMBED = (
@@ -51,7 +59,9 @@ PSEUDO_LABEL = (
     *(flag for flag in _DATA if flag.name != "label_column"),
     Flag("output", ("str",), None, "FILE.parquet with image, label, confidence, weight, index."),
     Flag("split", ("str",), "train", "Split to label."),
-    Flag("threshold", ("float",), 0.95, "Labels of at least this confidence have weight 1, others 0."),
+    Flag(
+        "threshold", ("float",), 0.95, "Labels of at least this confidence have weight 1, others 0.", limits="[0, 1]"
+    ),
     Flag("keep", ("str",), "all", "Which rows to write.", choices=("all", "confident")),
 )
 EXPORT = (
@@ -60,7 +70,7 @@ EXPORT = (
 )
 REPORT = (
     Flag("dataset", ("str",), None, "Show these pictures instead of the run's own.", optional=True),
-    Flag("max_images", ("int",), 1500, "At most so many pictures; a fixed random draw."),
+    Flag("max_images", ("int",), 1500, "At most so many pictures; a fixed random draw.", limits="[1, inf)"),
 )
 METHODS_FLAGS = (Flag("json", ("bool",), False, "As JSON, for programs."),)
 _FORMATS = (".parquet", ".npz", ".safetensors")
@@ -156,8 +166,6 @@ def pseudo_label(parsed: Parsed) -> int:
     values = _with_defaults(parsed, PSEUDO_LABEL)
     if output.suffix != ".parquet":
         raise UsageError(f"pseudo-label: --output ends in .parquet, not {output.suffix or 'nothing'!r}.")
-    if not 0 <= values["threshold"] <= 1:
-        raise UsageError(f"pseudo-label: --threshold lies from 0 to 1, not at {values['threshold']}.")
     _writable(str(output), "--output")
     check_model(name, "pseudo-label")
     quiet()
@@ -269,8 +277,8 @@ def open_model(name: str, device: str | None) -> tuple[Any, Any]:
 
     path = Path(name).expanduser()
     if path.is_dir():
-        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type", "")
-        if kind.startswith("ssl_"):
+        config = read_json(path / "config.json")
+        if isinstance(config, dict) and str(config.get("model_type")).startswith("ssl_"):
             from ..hub import load_method
 
             method, processor = load_method(path)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from ..spelling import hint as hint
+from ..spelling import nearest as nearest
 
 _SECRET = re.compile(r"token$|password|passwd|secret|api_?key|credential", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
@@ -31,19 +33,6 @@ class Stopped(Exception):
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` most likely means: spelt alike, containing it as words, or with its initials."""
-
-    def score(other: str) -> float:
-        ratio = difflib.SequenceMatcher(None, name, other).ratio()
-        if f"_{name}_" in f"_{other}_":
-            return 0.93  # a batch_size is meant for per_device_train_batch_size, not for patch_size
-        return max(ratio, 0.94 * (name == "".join(word[0] for word in other.split("_") if word)))
-
-    best = max(known, key=score, default=None)
-    return best if best is not None and score(best) >= 0.5 else None
 
 
 def quiet() -> None:

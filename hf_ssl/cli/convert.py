@@ -21,8 +21,11 @@ FLAGS = (
         "which", ("str",), None, "Of two copies; the one the paper evaluates if not given.", "", True,
         ("teacher", "student"),
     ),
-    Flag("num_heads", ("int",), None, "Attention heads, told by no tensor; default: the published number.", "", True),
-    Flag("decoder_num_heads", ("int",), None, "Of MAE's decoder; default: 32 wide each.", "", True),
+    Flag(
+        "num_heads", ("int",), None, "Attention heads, told by no tensor; default: the published number.", "", True,
+        limits="[1, inf)",
+    ),
+    Flag("decoder_num_heads", ("int",), None, "Of MAE's decoder; default: 32 wide each.", "", True, limits="[1, inf)"),
     Flag("image_size", ("list",), None, "Pixels, or HEIGHT,WIDTH, if positions do not tell; default: 224.", "", True),
     Flag("image_mean", ("list",), None, "Of the pictures it was trained on; default: ImageNet's.", "", True),
     Flag("image_std", ("list",), None, "The same for the deviation.", "", True),

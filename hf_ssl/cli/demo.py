@@ -14,9 +14,18 @@ from .runfolder import clear, cpus, held_run, read_run
 METHOD, DATASET = "simclr", "emoji:placed"
 FLAGS = (
     Flag("output_dir", ("str",), "./hf-ssl-demo", "Where the run goes."),
-    Flag("steps", ("int",), None, "Training steps; default: the recipe's, about 5 minutes on 2 cores.", optional=True),
-    Flag("seed", ("int",), None, "Of weights and views; default: the recipe's.", optional=True),
-    Flag("threads", ("int",), None, "Cores to use; default: all.", optional=True),
+    Flag(
+        "steps",
+        ("int",),
+        None,
+        "Training steps; default: the recipe's, about 5 minutes on 2 cores.",
+        optional=True,
+        limits="[1, inf)",
+    ),
+    Flag(
+        "seed", ("int",), None, "Of weights and views; default: the recipe's.", optional=True, limits="[0, 4294967295]"
+    ),
+    Flag("threads", ("int",), None, "Cores to use; default: all.", optional=True, limits="[1, inf)"),
     Flag("no_report", ("bool",), False, "Do not write report.html."),
 )
 

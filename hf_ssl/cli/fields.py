@@ -24,7 +24,10 @@ _ORDER = ("bool", "int", "float", "pair", "list", "dict", "json", "str")  # in w
 
 @dataclass(frozen=True)
 class Flag:
-    """One ``--name``. `kinds`: what a value may be, of `_ORDER`; `keys`: the fields a dict value may hold."""
+    """One ``--name``. `kinds`: what a value may be, of `_ORDER`; `keys`: the fields a dict value may hold.
+
+    `limits`: of a number, as in ``hf_ssl.limits``.
+    """
 
     name: str
     kinds: tuple[str, ...]
@@ -34,6 +37,7 @@ class Flag:
     optional: bool = False
     choices: tuple[str, ...] = ()
     keys: tuple[Flag, ...] = ()
+    limits: str | None = None
 
 
 class Source:
@@ -97,7 +101,17 @@ def class_flags(file: Source, name: str, group: str) -> dict[str, Flag]:
     for field, choices in _checked_choices(node).items():
         if field in flags:
             flags[field] = replace(flags[field], choices=choices)
-    return flags
+    limits = _limits(file, node)
+    return {field: replace(flag, limits=limits.get(field)) for field, flag in flags.items()}
+
+
+def _limits(file: Source, node: ast.ClassDef) -> dict[str, str]:
+    """What the class and its bases state as ``limits``."""
+    found: dict[str, str] = {}
+    for base in node.bases:
+        if isinstance(base, ast.Name) and (above := file.find(base.id)) and isinstance(above[1], ast.ClassDef):
+            found |= _limits(above[0], above[1])
+    return found | _literal(_class_value(node, "limits"), {})
 
 
 def _flag(file: Source, item: ast.AnnAssign, group: str, documented: dict[str, str]) -> Flag | None:

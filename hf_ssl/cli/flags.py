@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import limits
+from ..documents import DocumentError, parse_json
 from .console import HIDDEN, UsageError, is_secret, nearest
 from .fields import Flag
 
@@ -17,17 +18,8 @@ _WHAT = {
     "bool": "true or false", "int": "a whole number", "float": "a number", "pair": "two numbers such as 0.2,1",
     "list": "a list such as a,b", "dict": 'JSON such as {"name": 1}', "json": "a number or JSON", "str": "text",
 }  # fmt: skip
-# What a number may be, told by its name: first match wins; (low, low excluded, high, words).
-_RANGES: tuple[tuple[str, tuple[float, bool, float, str]], ...] = (
-    (r"^max_steps$", (-1, False, math.inf, "-1 or at least 1")),
-    (r"^unlabeled_ratio$|^eval_images$", (0, False, math.inf, "0 or more")),
-    (r"_rank$", (-1, False, math.inf, "at least -1")),
-    (r"accumulation_steps$|batch_size$|image_size$|patch_size$|num_channels$|^count$|_layers$|_heads$|_dim$|_buffer$|_images$|_examples$|"
-     r"^labels_per_class$|^steps$|^threads$",
-     (1, False, math.inf, "at least 1")),
-    (r"^(logging|save|eval)_steps$|_epochs$|temperature$|^base_learning_rate$", (0, True, math.inf, "above 0")),
-    (r"_p$|_ratio$|_momentum$|_fraction$|^adam_beta\d$", (0, False, 1, "from 0 to 1")),
-)  # fmt: skip
+_SHORT = reprlib.Repr()  # of a value in a complaint
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class BadValue(ValueError):
@@ -111,7 +103,7 @@ def complaint(flag: Flag, value: Any, error: BadValue) -> str:
     words = str(error)
     if not words.startswith("must"):
         return words
-    return f"{words}, not {HIDDEN if is_secret(flag.name) else repr(value)}"
+    return f"{words}, not {HIDDEN if is_secret(flag.name) else _SHORT.repr(value)}"
 
 
 def _is_number(text: str) -> bool:
@@ -137,18 +129,23 @@ def convert(flag: Flag, value: Any) -> Any:
         return None
     if flag.choices:
         return _choice(flag, value)
+    why = ""
     for kind in flag.kinds:
         try:
             result = _CONVERTERS[kind](value)
-        except (ValueError, TypeError):
+        except DocumentError as error:
+            why = f" ({error})"
+            continue
+        except (ValueError, TypeError, OverflowError):
             continue
         if kind in ("int", "float"):
-            _check_range(flag, result)
+            if wrong := limits.problem(result, flag.limits, flag.default):
+                raise BadValue(wrong)
             if flag.group == "training" and float(result).is_integer():
                 result = int(result)  # steps and sizes read better, and Trainer takes either
         _check_keys(flag, result)
         return result
-    raise BadValue(f"must be {describe(flag)}")
+    raise BadValue(f"must be {describe(flag)}{why}")
 
 
 def _choice(flag: Flag, value: Any) -> str:
@@ -160,21 +157,6 @@ def _choice(flag: Flag, value: Any) -> str:
     near = nearest(str(value), flag.choices)
     listed = ", ".join(flag.choices) if len(flag.choices) <= 12 else f"one of {len(flag.choices)} names"
     raise BadValue(f"must be {listed}{f' (the nearest is {near})' if near else ''}")
-
-
-def _check_range(flag: Flag, number: float) -> None:
-    low, excluded, high, words = -math.inf, False, math.inf, ""
-    for pattern, limits in _RANGES:
-        if re.search(pattern, flag.name):
-            low, excluded, high, words = limits
-            break
-    else:  # nothing that counts or weighs is negative, unless its own default is
-        if isinstance(flag.default, (int, float)) and flag.default >= 0:
-            low, words = 0, "0 or more"
-    if (flag.name == "max_steps" and number == 0) or not math.isfinite(number):
-        raise BadValue(f"must be {words or 'a finite number'}")
-    if number < low or number > high or (excluded and number == low):
-        raise BadValue(f"must be {words}")
 
 
 def _check_keys(flag: Flag, value: Any) -> None:
@@ -217,13 +199,15 @@ def _float(value: Any) -> float:
 
 def _number(value: Any) -> float:
     number = _float(value)
+    if not math.isfinite(number):
+        raise ValueError
     return int(number) if number.is_integer() and "." not in str(value) and "e" not in str(value).lower() else number
 
 
 def _pair(value: Any) -> Any:
     """[a, b], or one number where a view field takes one for both."""
     if isinstance(value, str):
-        value = json.loads(value) if value.startswith("[") else value.split(",")
+        value = parse_json(value) if value.startswith("[") else value.split(",")
     items = value if isinstance(value, (list, tuple)) else [value]
     numbers = [_number(item) for item in items]
     if len(numbers) not in (1, 2):
@@ -233,21 +217,21 @@ def _pair(value: Any) -> Any:
 
 def _list(value: Any) -> list:
     if isinstance(value, str):
-        value = json.loads(value) if value.startswith("[") else [item.strip() for item in value.split(",")]
+        value = parse_json(value) if value.startswith("[") else [item.strip() for item in value.split(",")]
     if not isinstance(value, list):
         raise ValueError
     return value
 
 
 def _dict(value: Any) -> dict:
-    value = json.loads(value) if isinstance(value, str) else value
+    value = parse_json(value) if isinstance(value, str) else value
     if not isinstance(value, dict):
         raise ValueError
     return value
 
 
 def _json(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
+    return parse_json(value) if isinstance(value, str) else value
 
 
 def _str(value: Any) -> str:

@@ -22,7 +22,13 @@ OWN = {
         Flag("overwrite", ("bool",), False, "Replace the run that output_dir already holds."),
         Flag("no_report", ("bool",), False, "Do not write report.html."),
         Flag("no_evaluation", ("bool",), False, "Skip the final table (raw pixels, untrained, trained)."),
-        Flag("table_images", ("int",), 10_000, "At most so many images of a split in the final table; a fixed draw."),
+        Flag(
+            "table_images",
+            ("int",),
+            10_000,
+            "At most so many images of a split in the final table; a fixed draw.",
+            limits="[1, inf)",
+        ),
         Flag("debug_traceback", ("bool",), False, "Show the traceback of an error (or set HF_SSL_DEBUG=1)."),
     )
 }

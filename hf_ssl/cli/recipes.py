@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..documents import DocumentError, read_document
 from .console import UsageError, nearest
 from .fields import Flag
 from .flags import BadValue, complaint, convert
@@ -41,19 +42,20 @@ def read_recipe(
 ) -> dict[str, Any]:
     """The values of a recipe, checked. Raises UsageError naming the file and the key."""
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not path.exists():
         known = [str(found) for folder in folders() for found in sorted(folder.glob(f"{method}_*.yaml"))]
         near = nearest(path.name, [Path(name).name for name in known])
         hint = next((f"; the nearest is {name}" for name in known if Path(name).name == near), "")
         raise UsageError(f"train: there is no recipe file {path}{hint}.")
     values: dict[str, Any] = {}
     for key, value in _load(path).items():
-        name = str(key).replace("-", "_")
+        name = key.replace("-", "_")
         if name not in flags:
             if name in foreign:
                 raise UsageError(f"recipe {path}: {key!r} is a flag of {foreign[name]}.")
             near = nearest(name, flags)
-            raise UsageError(f"recipe {path}: there is no flag {key!r}{f'; the nearest is {near}' if near else ''}.")
+            hint = f"; the nearest is {near}" if near else ""
+            raise UsageError(f"recipe {path}: there is no flag {key[:80]!r}{hint}.")
         try:
             values[name] = convert(flags[name], value)
         except BadValue as error:
@@ -61,26 +63,11 @@ def read_recipe(
     return values
 
 
-def _load(path: Path) -> dict[Any, Any]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice: the first would be lost without a word."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UsageError(f"recipe {path}: {key!r} stands twice (line {node.start_mark.line + 1} on).")
-        return dict(zip(keys, [loader.construct_object(value, deep=True) for _, value in node.value], strict=True))
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"recipe {path}: it is no YAML{line}: {getattr(error, 'problem', None) or error}.") from None
+        content = read_document(path)
+    except DocumentError as error:
+        raise UsageError(f"recipe {path}: {error}.") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UsageError(f"recipe {path}: it must be a mapping of flag: value, not a {type(content).__name__}.")

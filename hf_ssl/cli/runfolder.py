@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..documents import DocumentError, read_json
 from .console import CommandError, masked
 
 _LEFT_BY_A_RUN = ("run.json", "trainer_state.json", "report.html", "model.safetensors")
@@ -72,8 +73,8 @@ def read_run(path: Path) -> dict[str, Any]:
     """run.json of a run folder, or of the run that a checkpoint or ssl/ folder belongs to; {} without one."""
     for folder in (path, path.parent):
         try:
-            found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = read_json(folder / "run.json")
+        except DocumentError:
             continue
         return found if isinstance(found, dict) else {}
     return {}

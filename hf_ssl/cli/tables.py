@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..documents import DocumentError, read_json
 from .console import say
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def last_weights(path: Path) -> dict[str, Any]:
 
 def _is_method(folder: Path) -> bool:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json")
+    except DocumentError:
         return False
     return isinstance(config, dict) and str(config.get("model_type", "")).startswith("ssl_")
 

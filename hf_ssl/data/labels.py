@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from hf_ssl.data.shards import SourceError
 from hf_ssl.data.sources import ImageSource
+from hf_ssl.documents import MAX_JSON_BYTES, DocumentError, parse_json, read_text
 
 MAX_HELD_ROWS = 200_000  # undecoded rows of a stream that are held in memory as the labelled set
 UNLABELED = -1
@@ -296,19 +296,20 @@ def _by_ids(
 def _read_ids(path: Path) -> tuple[list[tuple[str, Any]], dict[int, str]]:
     """[(place in words, value)] and, from a run's record, the class each row had."""
     try:
-        text = path.expanduser().read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MAX_JSON_BYTES)
+    except DocumentError as error:
         raise SourceError(f"The file of row numbers {path} cannot be read: {error}.") from error
     if not text.lstrip().startswith(("[", "{")):
         listed: list[tuple[str, Any]] = []
         for line, word in enumerate(text.splitlines(), start=1):
             if word := word.strip():
-                listed.append((f"{path}, line {line}", int(word) if word.isascii() and word.isdigit() else word))
+                number = word.isascii() and word.isdigit() and len(word) < 20
+                listed.append((f"{path}, line {line}", int(word) if number else word[:80]))
         return listed, {}
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SourceError(f"{path}, line {error.lineno}: is no JSON ({error.msg}).") from error
+        content = parse_json(text)
+    except DocumentError as error:
+        raise SourceError(f"{path}: {error}.") from error
     if isinstance(content, list):
         return [(f"{path}, item {i}", value) for i, value in enumerate(content)], {}
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from hf_ssl.data.captions import FILE_COLUMN
 from hf_ssl.data.shards import SourceError
+from hf_ssl.documents import DocumentError, parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -149,11 +149,11 @@ def _table(path: str) -> Iterator[tuple[int, Any]]:
             if path.endswith(".jsonl"):
                 for number, line in enumerate(file, start=1):
                     if line.strip():
-                        yield number, json.loads(line)
+                        yield number, parse_json(line, finite=False)
                 return
             reader = csv.DictReader(file)
             lines = [(reader.line_num, {k: v or None for k, v in row.items() if isinstance(k, str)}) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, DocumentError) as error:
         raise SourceError(f"{path} cannot be read as a table: {error}") from error
     for name in reader.fieldnames or ():
         if name != "file_name" and all(re.fullmatch(r"-?\d{1,18}", row.get(name) or "0") for _, row in lines):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ssl.documents import DocumentError, read_json
 from hf_ssl.evaluation.evaluate import EMOJI_PAIRING
 from hf_ssl.evaluation.features import Prepare, extract_features, load_backbone, untrained
 from hf_ssl.evaluation.thumbnails import rgb, thumbnail
@@ -60,11 +60,10 @@ class Run:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            self.problems.append(f"{path.name} is missing.")
-        except (OSError, ValueError) as error:
-            self.problems.append(f"{path.name} cannot be read: {error}")
+            found = read_json(path)
+        except DocumentError as error:
+            why = f"cannot be read: {str(error).removeprefix(f'{path}: ')}" if path.exists() else "is missing"
+            self.problems.append(f"{path.name} {why}.")
         else:
             if isinstance(found, dict):
                 return found

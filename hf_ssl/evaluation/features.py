@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from hf_ssl.evaluation.knn import as_features
 from hf_ssl.evaluation.natives import image_features, image_processor
+from hf_ssl.loading import load_pretrained
 
 if TYPE_CHECKING:
     from hf_ssl.data.sources import ImageSource
@@ -75,14 +76,14 @@ def load_backbone(model: str | Path | nn.Module, processor=None, device: str | t
     if processor is None:
         if isinstance(model, nn.Module):
             raise ValueError("A model object needs `processor=`: the image processor its features were trained with.")
-        processor = AutoImageProcessor.from_pretrained(model)
+        processor = load_pretrained(AutoImageProcessor, model)
     elif isinstance(processor, (str, Path)):
-        processor = AutoImageProcessor.from_pretrained(processor)
+        processor = load_pretrained(AutoImageProcessor, processor)
     processor = image_processor(processor)
     if isinstance(model, nn.Module):
         return model, processor
     # checkpoints saved in bf16 would otherwise be evaluated in bf16 without a word
-    loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+    loaded = load_pretrained(AutoModel, model, dtype=torch.float32)
     return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), processor
 
 
@@ -93,7 +94,7 @@ def untrained(model_or_config, seed: int = 0) -> nn.Module:
     from hf_ssl.backbones import build
 
     if isinstance(model_or_config, (str, Path)):
-        model_or_config = AutoConfig.from_pretrained(model_or_config)
+        model_or_config = load_pretrained(AutoConfig, model_or_config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if isinstance(model_or_config, PreTrainedModel):

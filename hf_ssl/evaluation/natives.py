@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_ssl.loading import load_pretrained
+
 KINDS = ("backbone", "classifier", "image_text")
 
 
@@ -21,7 +23,7 @@ def model_kind(model: str | Path | nn.Module) -> str:
     if isinstance(model, nn.Module):
         kind: type = type(model)
     else:
-        architectures = transformers.AutoConfig.from_pretrained(model).architectures or [""]
+        architectures = load_pretrained(transformers.AutoConfig, model).architectures or [""]
         kind = getattr(transformers, architectures[0], object)
     if "ForImageClassification" in kind.__name__:
         return "classifier"
@@ -44,7 +46,7 @@ def load_native(model: str | Path | nn.Module, processor: Any = None, device: st
         return model, processor, kind
     auto = AutoModelForImageClassification if kind == "classifier" else AutoModel
     # checkpoints saved in bf16 would otherwise be evaluated in bf16 without a word
-    loaded = auto.from_pretrained(model, dtype=torch.float32)
+    loaded = load_pretrained(auto, model, dtype=torch.float32)
     return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), processor, kind
 
 
@@ -55,9 +57,9 @@ def _processor(model: Any, processor: Any, kind: str) -> Any:
     if processor is None:
         if isinstance(model, nn.Module):
             raise ValueError("A model object needs `processor=`: the processor of the pictures it was trained with.")
-        processor = auto.from_pretrained(model)
+        processor = load_pretrained(auto, model)
     elif isinstance(processor, (str, Path)):
-        processor = auto.from_pretrained(processor)
+        processor = load_pretrained(auto, processor)
     if kind != "image_text":
         return image_processor(processor)
     if hasattr(processor, "native_processor"):

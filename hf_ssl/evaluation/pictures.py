@@ -15,6 +15,7 @@ from hf_ssl.evaluation.album import Album, Missing, Run, load_album
 from hf_ssl.evaluation.features import frozen
 from hf_ssl.evaluation.knn import nearest
 from hf_ssl.evaluation.thumbnails import thumbnail
+from hf_ssl.loading import load_pretrained
 
 _GLOW = ((4, 2, 12), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # lightness rises evenly
 RIGHT, WRONG, SAME = (0, 128, 92), (200, 60, 20), (0, 92, 175)  # apart for every kind of colour vision
@@ -172,7 +173,7 @@ def reconstruction_pictures(run: Run, album: Album, chosen: list[int], seed: int
     model_class = composite_class(run)
     if not hasattr(model_class, "reconstruct"):
         raise Missing("No reconstructions: this method does not predict pixels.")
-    model = model_class.from_pretrained(str(run.folder / "ssl"), dtype=torch.float32)
+    model = load_pretrained(model_class, run.folder / "ssl", dtype=torch.float32)
     pixels = album.pixels(chosen)
     with frozen(model), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -187,5 +188,5 @@ def composite_class(run: Run) -> type:
     hf_ssl.SSLModel  # noqa: B018 -- the first use of a name registers the methods with the Auto classes
     from transformers import MODEL_FOR_PRETRAINING_MAPPING, AutoConfig
 
-    found: Any = MODEL_FOR_PRETRAINING_MAPPING[type(AutoConfig.from_pretrained(str(run.folder / "ssl")))]
+    found: Any = MODEL_FOR_PRETRAINING_MAPPING[type(load_pretrained(AutoConfig, run.folder / "ssl"))]
     return found

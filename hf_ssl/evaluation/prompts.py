@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_ssl.documents import DocumentError, read_document
+
 DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 # the seven of 80 that OpenAI's notebook found best for CLIP (arXiv 2103.00020)
 SIMPLE_TEMPLATES = (
@@ -100,20 +102,12 @@ def load_prompts(path: str | Path) -> Prompts:
     Either key may be absent: templates default to "{}" where classes are described, else to DEFAULT_TEMPLATES.
     "simple" means the seven SIMPLE_TEMPLATES. Raises ValueError naming the file and the entry that is wrong.
     """
-    import yaml
-
     if str(path) == "simple":
         return Prompts(SIMPLE_TEMPLATES)
     try:
-        found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))  # JSON is YAML too
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"The prompts file {path} cannot be read: {getattr(error, 'strerror', None) or error}."
-        ) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise ValueError(f"The prompts file {path} is neither YAML nor JSON{where}.") from None
+        found = read_document(path)
+    except DocumentError as error:
+        raise ValueError(f"The prompts file {path} cannot be read: {error}.") from None
     if not isinstance(found, dict) or not found or set(found) - {"templates", "classes"}:
         held = ", ".join(map(str, found)) if isinstance(found, dict) and found else type(found).__name__
         raise ValueError(f"The prompts file {path} must hold the keys templates and/or classes; it holds {held}.")

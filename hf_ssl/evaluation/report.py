@@ -37,7 +37,9 @@ class Report:
         try:
             return load_album(self.run, self.dataset, self.max_images, self.progress)
         except Exception as error:
-            logger.warning("The report has no pictures: %s", error, exc_info=not isinstance(error, Missing))
+            logger.warning(
+                "The report has no pictures: %s", error, exc_info=not isinstance(error, (Missing, ValueError, OSError))
+            )
             return error
 
     @property

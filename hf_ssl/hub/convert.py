@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 
-from .. import backbones
+from .. import backbones, loading
 from ..methods import METHODS, load
 from ..modeling import Paper, SSLModel
 from ..processing import SSLImageProcessor
@@ -286,7 +286,7 @@ def _parity(folder: Path, native: PreTrainedModel) -> float:
     """Load ``folder`` afresh and compare it on random pictures; the largest difference, relative to the features."""
     is_classifier = "ForImageClassification" in type(native).__name__
     auto = AutoModelForImageClassification if is_classifier else AutoModel
-    loaded = auto.from_pretrained(folder, dtype=torch.float32).eval()
+    loaded = loading.load_pretrained(auto, folder, dtype=torch.float32).eval()
     size = backbones.image_size(native.config)
     pixels = torch.randn(1, native.config.num_channels, *size, generator=torch.Generator().manual_seed(0))
     ours, theirs = native(pixels)[0], loaded(pixels)[0]

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForPreTraining
 
+from .. import loading
+from ..documents import read_json
 from ..evaluation import load_native
 from ..methods import register
 from ..modeling import SSLModel
@@ -88,10 +90,10 @@ def files(path: str | Path) -> dict[str, Path]:
 def publishable(file: Path) -> str | bytes:
     """What is uploaded of a file: its path, or its content without the paths that its JSON holds."""
     if file.name == "labeled_rows.json":  # class names may well begin with a slash
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = read_json(file)
         return json.dumps({**rows, "dataset": scrub(rows.get("dataset"))}).encode()
     if file.name in _WITH_PATHS:
-        return json.dumps(scrub(json.loads(file.read_text(encoding="utf-8"))), indent=2).encode()
+        return json.dumps(scrub(read_json(file)), indent=2).encode()
     return str(file)
 
 
@@ -118,15 +120,15 @@ def load_method(where: str | Path, **options: Any) -> tuple[SSLModel, SSLImagePr
         )
     place = str(local / folder) if local.is_dir() else str(where)
     options |= {"subfolder": folder} if not local.is_dir() and folder else {}
-    model = AutoModelForPreTraining.from_pretrained(place, **options)
-    model.processor = AutoImageProcessor.from_pretrained(place, **options)
+    model = loading.load_pretrained(AutoModelForPreTraining, place, **options)
+    model.processor = loading.load_pretrained(AutoImageProcessor, place, **options)
     return model, model.processor
 
 
 def _local_folder(path: Path) -> str | None:
     for folder in (FOLDER, ""):
         if (path / folder / "config.json").is_file():
-            config = AutoConfig.from_pretrained(path / folder)
+            config = loading.load_pretrained(AutoConfig, path / folder)
             if config.model_type.startswith("ssl_"):
                 return folder
     return None

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from .. import backbones
+from ..loading import from_config
 from .checkpoints import CheckpointError
 
 _HEADS_OF_WIDTH = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # SO400M, ViT-H, ViT-g, ViT-G: not 64 wide
@@ -84,7 +85,7 @@ def convert(tensors: Mapping[str, Tensor], family: str, sizes: Sizes, classifier
     is_linear = head is not None and state[f"{head}.weight"].ndim == 2 and f"{head}.bias" in state
     if classifier and is_linear and family in ("resnet", "vit"):
         config["num_labels"] = len(state[f"{head}.weight"])
-        make: Callable[[], Any] = partial(AutoModelForImageClassification.from_config, AutoConfig.for_model(**config))
+        make: Callable[[], Any] = partial(from_config, AutoModelForImageClassification, AutoConfig.for_model(**config))
         places = {name: [f"{family}.{place}" for place in found] for name, found in places.items()}
         for leaf in ("weight", "bias"):
             places[f"{head}.{leaf}"] = [f"classifier.{'1.' if family == 'resnet' else ''}{leaf}"]

@@ -15,6 +15,7 @@ from transformers import (
     VisionTextDualEncoderProcessor,
 )
 
+from ..loading import load_pretrained
 from .image_processor import SSLImageProcessor
 
 _NO_TOKENIZER = "this processor has no tokenizer: give one, {name}(tokenizer=...), or load a folder that holds one"
@@ -87,6 +88,6 @@ class ImageTextProcessor(SSLImageProcessor):
             where = {k: v for k, v in kwargs.items() if k in ("subfolder", "revision", "token", "cache_dir") and v}
             folder = Path(pretrained_model_name_or_path, where.get("subfolder", ""))
             if not folder.is_dir() or (folder / "tokenizer_config.json").is_file():
-                tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where)
+                tokenizer = load_pretrained(AutoTokenizer, pretrained_model_name_or_path, **where)
         processor._tokenizer = tokenizer
         return loaded

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import SchedulerType, TrainingArguments
 
-from .. import schedules
+from .. import limits, schedules
 
 # What optim and lr_scheduler_type may name beside transformers' own; SSLTrainer builds them.
 OPTIMISERS = ("lars", "sgd_momentum", "sgd_nesterov")
@@ -34,6 +34,10 @@ class DataArguments:
     )
     streaming: bool = field(default=False, metadata={"help": "Read as a stream instead of indexing the whole set."})
     shuffle_buffer: int = field(default=4096, metadata={"help": "Undecoded rows that a stream shuffles among."})
+    limits = {"validation_fraction": "(0, 1)", "shuffle_buffer": "[1, inf)"}
+
+    def __post_init__(self) -> None:
+        limits.check(self)
 
 
 @dataclass
@@ -50,6 +54,10 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa, eager, flash_attention_2, ...; eager is faster for bf16 on some CPUs."}
     )
+    limits = {"image_size": "[1, 16384]", "patch_size": "[1, 16384]", "num_channels": "[1, 4096]"}
+
+    def __post_init__(self) -> None:
+        limits.check(self)
 
 
 @dataclass
@@ -73,6 +81,10 @@ class LabelArguments:
     unlabeled_ratio: int = field(
         default=7, metadata={"help": "Unlabelled images per labelled one in a batch (μ); 0 trains on labels alone."}
     )
+    limits = {"labels_per_class": "[1, inf)", "label_fraction": "[0, 1]", "label_seed": "[0, 4294967295]"}
+
+    def __post_init__(self) -> None:
+        limits.check(self)
 
 
 @dataclass
@@ -91,6 +103,10 @@ class TextArguments:
     vocab_size: int = field(default=4096, metadata={"help": "Tokens of a tokenizer that is trained on the captions."})
     context_length: int = field(default=32, metadata={"help": "Tokens per text; longer texts are cut."})
     projection_dim: int = field(default=128, metadata={"help": "Width of the space that images and texts share."})
+    limits = {"vocab_size": "[1, inf)", "context_length": "[1, inf)", "projection_dim": "[1, inf)"}
+
+    def __post_init__(self) -> None:
+        limits.check(self)
 
 
 @dataclass
@@ -135,14 +151,20 @@ class SSLTrainingArguments(TrainingArguments):
     eval_images: int = field(
         default=2000, metadata={"help": "At most so many images of a split in evaluations while training; 0 = all."}
     )
+    limits = {
+        "max_steps": "-1 or [1, inf)", "num_train_epochs": "(0, inf)", "per_device_train_batch_size": "[1, inf)",
+        "per_device_eval_batch_size": "[1, inf)", "gradient_accumulation_steps": "[1, inf)",
+        "eval_accumulation_steps": "[1, inf)", "logging_steps": "(0, inf)", "save_steps": "(0, inf)",
+        "eval_steps": "(0, inf)", "save_total_limit": "[1, inf)", "base_learning_rate": "(0, inf)",
+        "adam_beta1": "[0, 1)", "adam_beta2": "[0, 1)", "momentum": "[0, 1]", "label_smoothing_factor": "[0, 1]",
+        "max_bad_fraction": "[0, 1]", "seed": "[0, 4294967295]", "data_seed": "[0, 4294967295]",
+        "dataloader_num_workers": "[0, 1024]", "dataloader_prefetch_factor": "[1, inf)", "local_rank": "[-1, inf)",
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision must be auto, fp32, bf16 or fp16, not {self.precision!r}")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"max_bad_fraction is a share between 0 and 1, not {self.max_bad_fraction}")
-        if self.base_learning_rate is not None and self.base_learning_rate <= 0:
-            raise ValueError(f"base_learning_rate must be positive, not {self.base_learning_rate}")
+        limits.check(self)
         name, shape = (str(getattr(value, "value", value)).lower() for value in (self.optim, self.lr_scheduler_type))
         self.own_optimiser = name if name in OPTIMISERS else None
         if self.own_optimiser:

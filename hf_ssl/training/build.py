@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from .. import backbones, text
+from .. import backbones, loading, text
 from ..data.sources import ImageSource
 from ..methods import load
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
+from ..spelling import presets
 from .arguments import ModelArguments, TextArguments
 
 _TOKENIZER_ROWS = 1_000_000
@@ -75,7 +76,7 @@ def build_method(
     config = config_class(**{**earlier, **fields, "backbone_config": backbone})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = model_class.from_pretrained(chosen, config=config) if warm_start else model_class(config)
+        model = loading.load_pretrained(model_class, chosen, config=config) if warm_start else model_class(config)
     if warm_start:
         model.backbone.config.name_or_path = chosen  # what header and card name; a whole method brings none
     model.step.zero_()  # of a method that goes on from an earlier run: schedules are this run's
@@ -109,6 +110,7 @@ def check_rows(index: torch.Tensor, examples: int, source: ImageSource) -> None:
 
 def _with_attention(model: SSLModel, model_args: ModelArguments) -> SSLModel:
     if model_args.attn_implementation:
+        loading.check_attention(model_args.attn_implementation, "--attn_implementation")
         model.set_attn_implementation(model_args.attn_implementation)
     return model
 
@@ -153,7 +155,7 @@ def build_image_text(
     config = config_class(backbone_config=backbone, **config_fields)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = model_class.from_pretrained(vision, config=config) if whole else model_class(config)
+        model = loading.load_pretrained(model_class, vision, config=config) if whole else model_class(config)
     if pretrained is not None and not whole:
         text.load_tower(model.backbone, "vision", vision)
     if warm_text:
@@ -191,11 +193,14 @@ def _preset_config(name: str, size: int, patch: int | None, channels: int, as_di
 
 def _checkpoint_config(name: str) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(name)
+        return loading.load_pretrained(AutoConfig, name)
     except (OSError, ValueError) as error:
-        presets = ", ".join(backbones.PRESETS)
-        kind = "folder" if Path(name).exists() else "preset, folder or reachable Hub id"
-        raise ValueError(f"backbone {name!r} is no {kind} of a native model. Presets: {presets}.") from error
+        if "/" in name or Path(name).exists():
+            raise ValueError(f"backbone: {error}") from error
+        kind = "preset, folder or reachable Hub id"
+        raise ValueError(
+            f"backbone {name!r} is no {kind} of a native model. {presets(name, backbones.PRESETS)}"
+        ) from error
 
 
 def _build_processor(

@@ -31,9 +31,13 @@ def main() -> None:
     train, test = few(emoji.load("train"), args.labels), emoji.load("test")
     test = test.shuffle(seed=0).select(range(min(args.max_test, len(test))))
     names = train.features["group"].names
-    processor = AutoImageProcessor.from_pretrained(args.model)
+    processor = AutoImageProcessor.from_pretrained(args.model, trust_remote_code=False)
     model = AutoModelForImageClassification.from_pretrained(
-        args.model, num_labels=len(names), id2label=dict(enumerate(names)), ignore_mismatched_sizes=True
+        args.model,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        ignore_mismatched_sizes=True,
+        trust_remote_code=False,
     )
     if args.mode == "lora":
         model = with_lora(model)

@@ -22,7 +22,8 @@ def main() -> None:
     parser.add_argument("--index", help="write the index to this file")
     args = parser.parse_args()
 
-    processor, model = AutoImageProcessor.from_pretrained(args.model), AutoModel.from_pretrained(args.model).eval()
+    processor = AutoImageProcessor.from_pretrained(args.model, trust_remote_code=False)
+    model = AutoModel.from_pretrained(args.model, trust_remote_code=False).eval()
 
     def embed(rows: dict) -> dict:
         pixels = processor([emoji.on_white(image) for image in rows["image"]], return_tensors="pt")

@@ -74,7 +74,7 @@ def main() -> None:
 
     train, test = (emoji.load(split).shuffle(seed=0) for split in ("train", "test"))
     test = test.select(range(min(args.max_test, len(test))))
-    processor = AutoImageProcessor.from_pretrained(args.model)
+    processor = AutoImageProcessor.from_pretrained(args.model, trust_remote_code=False)
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
         made = [placed(row["image"], row["seed"]) for row in rows]
@@ -84,7 +84,7 @@ def main() -> None:
         return {**pixels, "labels": torch.from_numpy(np.stack([mask for _, mask in made])).long()}
 
     train, test = (rows.add_column("seed", list(range(len(rows)))) for rows in (train, test))
-    model = LinearSegmenter(AutoModel.from_pretrained(args.model))
+    model = LinearSegmenter(AutoModel.from_pretrained(args.model, trust_remote_code=False))
     with torch.no_grad():
         model(collate([test[0]])["pixel_values"])  # the lazy head learns its width
     settings = TrainingArguments(

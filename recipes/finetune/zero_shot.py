@@ -29,7 +29,7 @@ def main() -> None:
     test = test.select(range(min(args.max_test, len(test))))
     names = test.features["group"].names
     prompts = [PROMPTS.get(name, name.replace("-", " ")) for name in names]
-    classify = pipeline("zero-shot-image-classification", model=args.model)
+    classify = pipeline("zero-shot-image-classification", model=args.model, trust_remote_code=False)
     pictures = [emoji.on_white(image) for image in test["image"]]
     answers = classify(pictures, candidate_labels=prompts, hypothesis_template="{}", batch_size=32)
     said = [names[prompts.index(answer[0]["label"])] for answer in answers]

@@ -107,7 +107,7 @@ def test_choices_are_the_real_enums():
         (["train", "simclr", "--max_steps"], "train simclr: --max_steps needs a value: a whole number."),
         (["train", "simclr", "--weight_decay", "-1"], "train simclr: --weight_decay must be 0 or more, not '-1'."),
         (["train", "simclr", "--learning_rate", "nan"], "train simclr: --learning_rate must be 0 or more, not 'nan'."),
-        (["train", "simclr", "--temperature", "0"], "train simclr: --temperature must be above 0, not '0'."),
+        (["train", "simclr", "--temperature", "0"], "train simclr: --temperature must be positive, not '0'."),
         (["train", "simclr", "--bf16", "--fp16=maybe"], "train simclr: --fp16 must be true or false, not 'maybe'."),
         (["train", "simclr", "--scale", "2", ".5"], "train simclr: views: scale must be [low, high] above 0 and up to 1, not [2, 0.5]."),
         (["train", "dino", "--local_pixel_values", '{"cuont": 3}'], "train dino: --local_pixel_values has no field 'cuont' (the nearest is count)."),

@@ -24,6 +24,7 @@ class DeepClusterV2Config(BankConfig):
 
     kmeans_iterations: int = 10
     freeze_prototypes: float | int = 1.0
+    limits = {"kmeans_iterations": "[1, inf)"}
 
 
 class DeepClusterV2ImageProcessor(SSLImageProcessor):

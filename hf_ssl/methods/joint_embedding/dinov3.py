@@ -43,6 +43,7 @@ class SSLDINOv3Config(PatchDistillationConfig):
     gram_warmup: float | int = 0.01
     gram_every: int = 10000
     gram_updates: int = 3
+    limits = {"gram_warmup": "[0, 1]", "gram_every": "[1, inf)"}
 
 
 class SSLDINOv3ImageProcessor(SSLImageProcessor):

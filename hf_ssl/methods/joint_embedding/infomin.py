@@ -29,6 +29,7 @@ class InfoMinConfig(MomentumContrastConfig):
     temperature: float | int = 0.15
     patch_weight: float | int = 0.5
     num_patches: int = 9
+    limits = {"num_patches": "[1, inf)"}
 
     def __post_init__(self, **kwargs):
         if not 0 < self.patch_weight <= 1:

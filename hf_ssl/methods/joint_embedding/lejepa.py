@@ -38,6 +38,7 @@ class LeJEPAConfig(MultiViewConfig):
     projection_dim: int = 128
     hidden_dim: int = 2048
     num_layers: int = 3
+    limits = {"directions": "[1, inf)", "knots": "[2, inf)", "largest": "(0, inf)"}
 
     def __post_init__(self, **kwargs):
         if not 0 < self.sigreg_weight < 1:

@@ -36,11 +36,7 @@ class NNCLRConfig(MultiViewConfig):
     queue_size: int = 98304
     temperature: float | int = 0.1
     joint_batchnorm: bool = False
-
-    def __post_init__(self, **kwargs):
-        if self.queue_size < 1:
-            raise ValueError(f"queue_size must be at least 1, got {self.queue_size}")
-        super().__post_init__(**kwargs)
+    limits = {"predictor_hidden_dim": "[1, inf)", "queue_size": "[1, inf)"}
 
 
 class NNCLRImageProcessor(SSLImageProcessor):

@@ -41,6 +41,9 @@ class OBoWConfig(MultiViewConfig):
     distance_momentum: float | int = 0.99
     kappa: float | int = 8.0
     teacher_momentum: float | int = 0.99
+    limits = {
+        "vocabulary_size": "[1, inf)", "inverse_delta": "(0, inf)", "distance_momentum": "[0, 1]", "kappa": "(0, inf)",
+    }  # fmt: skip
 
     def __post_init__(self, **kwargs):
         if self.levels is not None and max(self.levels, default=0) >= 0:

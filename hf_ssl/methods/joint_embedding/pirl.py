@@ -31,6 +31,7 @@ class PIRLConfig(InstanceConfig):
     patch_weight: float | int = 0.5
     num_patches: int = 9
     hidden_dim: int | None = None
+    limits = {"num_patches": "[1, inf)"}
 
     def __post_init__(self, **kwargs):
         if not 0 <= self.patch_weight <= 1:

@@ -26,6 +26,7 @@ class SeLaV2Config(BankConfig):
 
     epsilon: float | int = 0.04
     sinkhorn_iterations: int = 50
+    limits = {"epsilon": "(0, inf)"}
 
 
 class SeLaV2ImageProcessor(SSLImageProcessor):

@@ -34,6 +34,7 @@ class SimSiamConfig(MultiViewConfig):
     bottleneck_dim: int = 512
     fix_predictor_rate: bool = True
     joint_batchnorm: bool = False
+    limits = {"bottleneck_dim": "[1, inf)"}
 
 
 class SimSiamImageProcessor(SSLImageProcessor):

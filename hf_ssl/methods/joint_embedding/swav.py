@@ -32,6 +32,7 @@ class SwAVConfig(ClusterConfig):
     queue_size: int = 3840
     queue_start: float | int = 0.075
     freeze_prototypes: float | int = 0.005
+    limits = {"epsilon": "(0, inf)", "queue_start": "[0, 1]"}
 
 
 class SwAVImageProcessor(SSLImageProcessor):

@@ -35,6 +35,7 @@ class TiCoConfig(MultiViewConfig):
     covariance_weight: float | int = 8.0
     covariance_momentum: float | int = 0.9
     teacher_momentum: float | int = 0.99
+    limits = {"covariance_momentum": "[0, 1]"}
 
 
 class TiCoImageProcessor(SSLImageProcessor):

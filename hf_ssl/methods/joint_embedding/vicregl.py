@@ -47,6 +47,7 @@ class VICRegLConfig(MultiViewConfig):
     variance_weight: float | int = 25.0
     covariance_weight: float | int = 1.0
     joint_batchnorm: bool = False
+    limits = {"matches": "[1, inf)", "local_matches": "[1, inf)", "map_dim": "[1, inf)"}
 
     def __post_init__(self, **kwargs):
         if not 0 < self.alpha < 1:

@@ -40,6 +40,7 @@ class WMSEConfig(MultiViewConfig):
     epsilon: float | int = 1e-6
     normalise: bool = True
     joint_batchnorm: bool = False
+    limits = {"sub_batch": "[1, inf)", "iterations": "[1, inf)"}
 
     def __post_init__(self, **kwargs):
         if self.sub_batch <= self.projection_dim:

@@ -32,6 +32,10 @@ class MAEConfig(SSLConfig):
     decoder_num_layers: int = 8
     decoder_num_heads: int = 16
     decoder_intermediate_size: int = 2048
+    limits = {
+        "decoder_hidden_size": "[1, inf)", "decoder_num_layers": "[1, inf)", "decoder_num_heads": "[1, inf)",
+        "decoder_intermediate_size": "[1, inf)",
+    }  # fmt: skip
 
     def __post_init__(self, **kwargs):
         if not 0 < self.mask_ratio < 1:
