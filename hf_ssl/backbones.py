@@ -27,7 +27,7 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
     model_class = MODEL_MAPPING.get(type(config), None)
     if isinstance(model_class, tuple):
         model_class = model_class[0]
-    kwargs = {}
+    kwargs: dict[str, Any] = {"dtype": torch.get_default_dtype()}  # not that of the checkpoint the config comes from
     if model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         # Swin's and ConvNeXt's "pooler" is a plain average that belongs to the feature: keep it.
         kwargs["add_pooling_layer"] = config.model_type == "swin"
@@ -64,6 +64,7 @@ def unwrap(model: Backbone) -> Backbone:
 
 def _tokens(backbone: Backbone, pixel_values: Tensor, **kwargs: Any) -> Any:
     """The native forward pass, positions interpolated to the input's size where the model can."""
+    pixel_values = pixel_values.to(next(backbone.parameters()).dtype)  # a teacher's may differ from its student's
     timm_model: Any = getattr(backbone, "timm_model", None)
     if getattr(timm_model, "num_classes", 0):  # timm's classifier is its own base model: stop before its last layer
         hidden = timm_model.forward_features(pixel_values)
@@ -129,7 +130,7 @@ def classify(classifier: Backbone, pixel_values: Tensor) -> tuple[Tensor, Tensor
     """One pass of a native image classifier: (B, C, H, W) -> logits (B, K) and ``features`` (B, D)."""
     timm_model = getattr(classifier, "timm_model", None)
     if timm_model is not None:
-        hidden = timm_model.forward_features(pixel_values)
+        hidden = timm_model.forward_features(pixel_values.to(next(classifier.parameters()).dtype))
         return timm_model.forward_head(hidden), timm_model.forward_head(hidden, pre_logits=True)
     base = unwrap(classifier)
     if not hasattr(base, "watched"):

@@ -99,8 +99,6 @@ class ClusterModel(JointEmbeddingModel):
         super()._init_weights(module)
         if isinstance(module, Prototypes):
             init.copy_(module.weight, F.normalize(module.weight, dim=1))
-        elif isinstance(module, LabelBank):
-            module.reset()
 
 
 class LabelBank(HostCounter):
@@ -155,7 +153,6 @@ class LabelBank(HostCounter):
         self.seen.zero_()
 
     def reset(self) -> None:
-        """As at the start; values from a checkpoint stay."""
         init.constant_(self.labels, UNKNOWN)
         for buffer in (self.seen, self.clock):
             init.zeros_(buffer)

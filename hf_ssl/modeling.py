@@ -5,7 +5,7 @@ and returns an ``SSLOutput``. Everything that a next training step depends on is
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,6 +76,13 @@ class SSLOutput(ModelOutput):
     metrics: dict[str, Tensor] | None = None
 
 
+def with_master_weights(options: dict[str, Any]) -> dict[str, Any]:
+    """``from_pretrained``'s options, in place: float32 where no dtype is given, not transformers' "auto"."""
+    if options.get("dtype") is None and options.get("torch_dtype") is None:
+        options["dtype"] = torch.float32
+    return options
+
+
 @dataclass(frozen=True)
 class Paper:
     """What a method states about itself; the card, the CLI and ``hf-ssl methods`` read it."""
@@ -93,6 +100,7 @@ class SSLModel(PreTrainedModel):
     """Base of every method: a native ``backbone`` plus what the method adds.
 
     ``from_pretrained(<any native repo>, config=...)`` warm-starts the backbone; a repo of ours restores everything.
+    Either way the weights are float32, in which small steps add up, unless ``dtype`` asks for another precision.
     Subclasses set ``paper``, ``lr_scaling`` (how the published learning rate scales with the global batch) and
     ``default_arguments`` (the paper's optimiser as training-argument fields), and may override the three hooks below.
     """
@@ -173,7 +181,8 @@ class SSLModel(PreTrainedModel):
         """As in transformers, from a published repo as well, whose ``ssl/`` holds the method; that is found by itself.
 
         With ``config`` the repo is any native one, and its weights become the backbone (a warm start). OSError where
-        there is no method and no config.
+        there is no method and no config. Weights are float32 whatever the checkpoint's are, unless ``dtype`` asks for
+        something else; teachers and memories are float32 even then.
         """
         where = pretrained_model_name_or_path
         if where is not None and config is None and not kwargs.get("subfolder"):
@@ -184,7 +193,17 @@ class SSLModel(PreTrainedModel):
                     "give a config: from_pretrained(..., config=...)"
                 )
             kwargs["subfolder"] = folder
+        with_master_weights(kwargs)
         return super().from_pretrained(where, *args, config=config, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        return super()._from_config(config, **with_master_weights(kwargs))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SSLModel":
+        """As ``nn.Module`` does for ``to``, ``half`` and their like, but teachers stay float32."""
+        kept = {id(t) for _, teacher in self.teachers() for t in (*teacher.parameters(), *teacher.buffers())}
+        return super()._apply(lambda t: memory.in_own_precision(fn, t) if id(t) in kept else fn(t), recurse)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Publish as ``hf_ssl.hub.push_model`` does: the native model in the root, the whole method in ``ssl/``.
@@ -257,7 +276,7 @@ class SSLModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Heads, then (``module is self`` comes last) counters and teacher := student; loaded values stay."""
         heads.init_head(module)
-        if isinstance(module, (memory.FeatureQueue, memory.ExampleBank, memory.Center)):
+        if isinstance(module, memory.State):
             module.reset()
         if module is self:
             init.zeros_(self.step)

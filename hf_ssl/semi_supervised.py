@@ -17,7 +17,8 @@ from transformers import AutoModelForImageClassification, PreTrainedConfig, PreT
 from transformers import initialization as init
 
 from . import backbones, distributed
-from .modeling import SSLConfig, SSLModel, SSLOutput
+from .memory import State
+from .modeling import SSLConfig, SSLModel, SSLOutput, with_master_weights
 from .momentum import make_teacher
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -68,7 +69,7 @@ class SemiSupervisedModel(SSLModel):
                 f"a classifier needs at least 2 classes, got num_labels={config.num_labels}: set num_labels or "
                 "id2label in backbone_config"
             )
-        classifier = AutoModelForImageClassification.from_config(config)
+        classifier = AutoModelForImageClassification.from_config(config, dtype=torch.get_default_dtype())
         if not hasattr(classifier, "timm_model") and backbones.unwrap(classifier) is classifier:
             raise ValueError(
                 f"{type(classifier).__name__} has no base model under its head: take a backbone whose classifier "
@@ -181,15 +182,6 @@ class SemiSupervisedModel(SSLModel):
             logged["pseudo_label_accuracy"] = means["kept_correct"] / means["kept_known"]
         return logged
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, DistributionAlignment):
-            for buffer in (module.started, module.sums, module.counts):
-                init.zeros_(buffer)
-            for buffer in (module.labeled, module.guessed):
-                init.constant_(buffer, 1 / len(buffer))
-
     # --- warm starts ----------------------------------------------------------------------------------------------
 
     @classmethod
@@ -200,6 +192,7 @@ class SemiSupervisedModel(SSLModel):
 
         Its missing and mismatched keys (a new head, a head of another size) are in the loading info.
         """
+        with_master_weights(kwargs)
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         config_class: Any = cls.config_class
         stored = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)[0].get("model_type", "")
@@ -242,7 +235,7 @@ def _in_head(classifier: Any, key: str) -> bool:
     return not key.startswith(f"{classifier.base_model_prefix}.")
 
 
-class DistributionAlignment(nn.Module):
+class DistributionAlignment(State):
     """Makes guesses as frequent per class as the labels are (ReMixMatch, Berthelot et al. 2020, section 3.1).
 
     p ← normalise(p · labelled frequency / mean guess). Both are moving averages over all ranks' batches and follow
@@ -252,12 +245,18 @@ class DistributionAlignment(nn.Module):
     def __init__(self, classes: int, momentum: float):
         super().__init__()
         self.momentum = momentum
-        self.labeled = nn.Buffer(torch.full((classes,), 1 / classes))
-        self.guessed = nn.Buffer(torch.full((classes,), 1 / classes))
-        self.started = nn.Buffer(torch.zeros(()))
+        self.labeled = nn.Buffer(torch.full((classes,), 1 / classes, dtype=torch.float32))
+        self.guessed = nn.Buffer(torch.full((classes,), 1 / classes, dtype=torch.float32))
+        self.started = nn.Buffer(torch.zeros((), dtype=torch.float32))
         # of the micro-batches since the last optimiser step: labels and guesses per class, and how many
-        self.sums = nn.Buffer(torch.zeros(2, classes))
-        self.counts = nn.Buffer(torch.zeros(2, 1))
+        self.sums = nn.Buffer(torch.zeros(2, classes, dtype=torch.float32))
+        self.counts = nn.Buffer(torch.zeros(2, 1, dtype=torch.float32))
+
+    def reset(self) -> None:
+        for buffer in (self.started, self.sums, self.counts):
+            init.zeros_(buffer)
+        for buffer in (self.labeled, self.guessed):
+            init.constant_(buffer, 1 / len(buffer))
 
     @torch.no_grad()
     def observe(self, labels: Tensor) -> None:

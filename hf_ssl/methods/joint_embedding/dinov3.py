@@ -130,4 +130,4 @@ class SSLDINOv3ForPreTraining(PatchDistillationModel):
         super()._init_weights(module)
         # A first stage's checkpoint fills all but the Gram teacher; ``self`` then counts as whole and is not visited.
         if self.config.gram_weight and module in (self, self.gram):
-            self.gram.reset(self.teacher_backbone)
+            self.gram.start(self.teacher_backbone)

@@ -121,7 +121,7 @@ class OBoWForPreTraining(TeacherModel):
         """KL divergence of the predicted words, mean over rows and levels, summed over the kinds of crops (eq. 4)."""
         with distributed.alone():  # the generators' BatchNorm sees the vocabulary, which is the same on all ranks
             weights = [
-                self.config.kappa * F.normalize(generator(F.normalize(queue.rows, dim=1)), dim=1)
+                self.config.kappa * F.normalize(_generate(generator, queue.rows), dim=1)
                 for generator, queue in zip(self.generators, self.vocabulary, strict=True)
             ]
         losses = [
@@ -162,6 +162,11 @@ class OBoWForPreTraining(TeacherModel):
         self.nearest.advance(self.config.distance_momentum)
         for queue in self.vocabulary:
             queue.advance()
+
+
+def _generate(generator: MLPHead, words: Tensor) -> Tensor:
+    """Weights (K, D), float32, of the words (K, d), by a generator that may have been loaded in another precision."""
+    return generator(F.normalize(words, dim=1).to(next(generator.parameters()).dtype)).float()
 
 
 def _inner(level: Tensor) -> Tensor:
