@@ -58,6 +58,7 @@ class ClusterModel(JointEmbeddingModel):
     """Backbone → projector → unit vectors → products with unit prototypes; a method says what to ``learn`` of them."""
 
     config: ClusterConfig
+    compares_images = "the prototypes are shared out equally among the images of the batch"
     prototypes: Any  # nn.ModuleList types what it holds as Tensor | Module
 
     def __init__(self, config: ClusterConfig, heads: int = 1):
@@ -65,13 +66,11 @@ class ClusterModel(JointEmbeddingModel):
         self.projector = self.make_projector()
         self.prototypes = nn.ModuleList(Prototypes(config.projection_dim, config.num_prototypes) for _ in range(heads))
 
-    def forward(
+    def losses(
         self, pixel_values: Tensor, local_pixel_values: Tensor | None = None, index: Tensor | None = None
     ) -> SSLOutput:
-        """pixel_values: (B, 2, C, H, W) large crops, or (B, C, H, W) to embed; local_pixel_values: (B, V, C, h, w);
+        """pixel_values: (B, 2, C, H, W) large crops; local_pixel_values: (B, V, C, h, w);
         index: (B,) row numbers, where the method remembers images."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
         self.check_views(pixel_values)
         batch = len(pixel_values)
         encoded = self.encode_crops(pixel_values, local_pixel_values)

@@ -98,7 +98,16 @@ class SemiSupervisedModel(SSLModel):
 
     # --- what every method has ------------------------------------------------------------------------------------
 
-    def forward(
+    def embed(self, pixel_values: Tensor, **wanted: bool) -> SemiSupervisedOutput:
+        """The class scores of the averaged weights, too."""
+        logits, embeddings, outputs = backbones.classify_with_outputs(self.ema, pixel_values, **wanted)
+        states, attentions = (outputs.get(name) for name in ("hidden_states", "attentions"))
+        return SemiSupervisedOutput(embeddings=embeddings, hidden_states=states, attentions=attentions, logits=logits)
+
+    def images_in(self, pixel_values: Tensor, **views: Any) -> int:
+        return len(pixel_values) + len(views.get("weak_pixel_values", ()))
+
+    def losses(
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
@@ -107,15 +116,12 @@ class SemiSupervisedModel(SSLModel):
         unlabeled_labels: Tensor | None = None,
         unlabeled_index: Tensor | None = None,
     ) -> SemiSupervisedOutput:
-        """pixel_values: (B, V, C, H, W) labelled views with labels (B,) in [0, K), or (B, C, H, W) to classify.
+        """pixel_values: (B, V, C, H, W) labelled views, or (B, C, H, W), with labels (B,) in [0, K).
 
         weak_pixel_values (U, 1, C, H, W), strong_pixel_values (U, Vs, C, H, W): the unlabelled images; without them
         the run is a supervised one. unlabeled_labels (U,): true labels, -1 = unknown, for the metrics alone.
         embeddings: (B·V + U, D) of the labelled and the weak views in training (the same pass gives them).
         """
-        if labels is None and pixel_values.ndim == 4:
-            logits, embeddings = backbones.classify(self.ema, pixel_values)
-            return SemiSupervisedOutput(embeddings=embeddings, logits=logits)
         if labels is None or (weak_pixel_values is None) != (strong_pixel_values is None):
             raise ValueError(
                 "a training batch needs labels with its pixel_values, and weak_pixel_values together with "
@@ -126,7 +132,8 @@ class SemiSupervisedModel(SSLModel):
         if weak_pixel_values is None or strong_pixel_values is None:
             logits, embeddings = backbones.classify(self.backbone, pixel_values)
             loss = self.supervised_loss(logits, labels)
-            return SemiSupervisedOutput(loss, embeddings.detach(), {"supervised_loss": loss.detach()}, logits)
+            metrics = {"supervised_loss": loss.detach()}
+            return SemiSupervisedOutput(loss, embeddings.detach(), metrics, logits=logits)
         if weak_pixel_values.shape[1] != 1:
             raise ValueError(f"an unlabelled image has one weak view, got {weak_pixel_values.shape[1]}")
         logits, weak, strong, embeddings = self._classify_together(
@@ -142,7 +149,7 @@ class SemiSupervisedModel(SSLModel):
         metrics = {"supervised_loss": supervised.detach(), "unlabeled_loss": unlabeled.detach()}
         metrics |= pseudo_label_metrics(targets, weights, unlabeled_labels)
         loss = supervised + self.config.unlabeled_weight * unlabeled
-        return SemiSupervisedOutput(loss, embeddings.detach(), metrics, logits)
+        return SemiSupervisedOutput(loss, embeddings.detach(), metrics, logits=logits)
 
     def _classify_together(
         self, labeled: Tensor, weak: Tensor, strong: Tensor
@@ -193,6 +200,8 @@ class SemiSupervisedModel(SSLModel):
         Its missing and mismatched keys (a new head, a head of another size) are in the loading info.
         """
         with_master_weights(kwargs)
+        if pretrained_model_name_or_path is None:  # weights that the caller holds: state_dict
+            return super().from_pretrained(None, *args, config=config, **kwargs)
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         config_class: Any = cls.config_class
         stored = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)[0].get("model_type", "")

@@ -94,7 +94,7 @@ class SSLDINOv3ForPreTraining(PatchDistillationModel):
         if self.config.gram_weight:
             self.gram.advance(self.teacher_backbone)
 
-    def forward(
+    def losses(
         self,
         pixel_values: Tensor,
         local_pixel_values: Tensor | None = None,
@@ -103,8 +103,6 @@ class SSLDINOv3ForPreTraining(PatchDistillationModel):
     ) -> SSLOutput:
         """As ``PatchDistillationModel``; gram_pixel_values: (B, 2, C, H', W') the large crops as the Gram teacher sees
         them, at any size."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
         loss, student, metrics = self.distil(pixel_values, local_pixel_values, masks)
         if self.config.gram_weight:
             seen = pixel_values if gram_pixel_values is None else gram_pixel_values

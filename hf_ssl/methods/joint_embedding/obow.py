@@ -6,6 +6,7 @@ Siblings: SwAV and DeepCluster v2 put a whole image in one cluster; DINO and BYO
 these targets say what is seen anywhere in the image; MoCo's queue holds whole images.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -94,16 +95,14 @@ class OBoWForPreTraining(TeacherModel):
         self.add_teacher()
         self.post_init()
 
-    def forward(
+    def losses(
         self,
         pixel_values: Tensor,
         local_pixel_values: Tensor | None = None,
         teacher_pixel_values: Tensor | None = None,
     ) -> SSLOutput:
-        """pixel_values: (B, 2, C, H, W) crops, or (B, C, H, W) to embed; local_pixel_values: (B, V, C, h, w);
+        """pixel_values: (B, 2, C, H, W) crops; local_pixel_values: (B, V, C, h, w);
         teacher_pixel_values: (B, 1, C, H', W'), the whole image."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
         self.check_views(pixel_values)
         if teacher_pixel_values is None:
             raise ValueError("OBoW's teacher looks at the whole image: give teacher_pixel_values (B, 1, C, H, W)")
@@ -116,6 +115,10 @@ class OBoWForPreTraining(TeacherModel):
         return SSLOutput(loss, encoded[0], {
             "bag_entropy": entropies["teacher_entropy"], "vocabulary_entropy": entropies["prototype_entropy"],
         })  # fmt: skip
+
+    def batch_statistics(self) -> Iterator[nn.Module]:
+        apart = {id(module) for module in self.generators.modules()}  # these see the vocabulary, not images
+        return (layer for layer in super().batch_statistics() if id(layer) not in apart)
 
     def predict(self, features: list[Tensor], bags: list[Tensor]) -> Tensor:
         """KL divergence of the predicted words, mean over rows and levels, summed over the kinds of crops (eq. 4)."""
