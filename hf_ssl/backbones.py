@@ -3,10 +3,10 @@
 Nothing here depends on how a model was trained: the evaluation uses it on foreign checkpoints as well.
 """
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from types import MethodType
 from typing import Any
 
 import torch
@@ -28,11 +28,30 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
     model_class = MODEL_MAPPING.get(type(config), None)
     if isinstance(model_class, tuple):
         model_class = model_class[0]
-    kwargs = {}
+    kwargs: dict[str, Any] = {"dtype": torch.get_default_dtype()}  # not that of the checkpoint the config comes from
+    height, width = image_size(config)
+    if height != width:
+        _check_own_size(config)
     if model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         # Swin's and ConvNeXt's "pooler" is a plain average that belongs to the feature: keep it.
         kwargs["add_pooling_layer"] = config.model_type == "swin"
     return from_config(AutoModel, config, **kwargs)
+
+
+def _check_own_size(config: PreTrainedConfig) -> None:
+    """ValueError where the native model does not take pictures of its own config's size, which are no squares."""
+    height, width = image_size(config)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            whole = AutoModel.from_config(copy.deepcopy(config), dtype=torch.float32).eval()
+            whole(torch.zeros(1, getattr(config, "num_channels", 3), height, width))
+    except (RuntimeError, TypeError, ValueError) as error:
+        cause = str(error).splitlines()[0]
+        raise ValueError(
+            f"a native {config.model_type} with image_size [{height}, {width}] does not run on pictures of that size "
+            f"({cause}): most take positions for those of a square. Take a square image_size (views may have another "
+            "shape), or a ViT, whose image_size need not be a square"
+        ) from error
 
 
 def feature_dim(backbone: Backbone) -> int:
@@ -65,13 +84,17 @@ def unwrap(model: Backbone) -> Backbone:
 
 def _tokens(backbone: Backbone, pixel_values: Tensor, **kwargs: Any) -> Any:
     """The native forward pass, positions interpolated to the input's size where the model can."""
+    pixel_values = pixel_values.to(next(backbone.parameters()).dtype)  # a teacher's may differ from its student's
+    size: Any = tuple(pixel_values.shape[-2:])
+    check_size(getattr(backbone, "config", None), *size)
     timm_model: Any = getattr(backbone, "timm_model", None)
     if getattr(timm_model, "num_classes", 0):  # timm's classifier is its own base model: stop before its last layer
         hidden = timm_model.forward_features(pixel_values)
         return BaseModelOutputWithPooling(hidden, timm_model.forward_head(hidden, pre_logits=True))
     if "interpolate_pos_encoding" in inspect.signature(type(backbone).forward).parameters:
-        # At the native size there is nothing to resize, and transformers' resizing takes every table for a square one.
-        kwargs["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != image_size(backbone.config)
+        kwargs["interpolate_pos_encoding"] = resized = size != image_size(backbone.config)
+        if resized:
+            _know_own_grid(backbone)
     return backbone(pixel_values, **kwargs)
 
 
@@ -99,8 +122,19 @@ def features(backbone: Backbone, pixel_values: Tensor) -> Tensor:
     """
     base = unwrap(backbone)
     with class_token.alone(base):
-        outputs = _tokens(base, pixel_values)
-    return backbone.visual_projection(outputs.pooler_output) if is_image_text(backbone) else pool(base, outputs)
+        return _feature(backbone, _tokens(base, pixel_values))
+
+
+def features_and_outputs(backbone: Backbone, pixel_values: Tensor, **wanted: bool) -> tuple[Tensor, Any]:
+    """``features`` (B, D) and the native output. wanted: output_hidden_states, output_attentions."""
+    outputs = _tokens(unwrap(backbone), pixel_values, **wanted)
+    return _feature(backbone, outputs), outputs
+
+
+def _feature(backbone: Backbone, outputs: Any) -> Tensor:
+    if is_image_text(backbone):
+        return backbone.visual_projection(outputs.pooler_output)
+    return pool(unwrap(backbone), outputs)
 
 
 def over_views(encode: Callable[[Tensor], Tensor], views: Tensor, joint: bool = True) -> Tensor:
@@ -128,19 +162,26 @@ def _keep_output(module: Any, args: tuple, output: Any) -> None:
 
 def classify(classifier: Backbone, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
     """One pass of a native image classifier: (B, C, H, W) -> logits (B, K) and ``features`` (B, D)."""
+    return classify_with_outputs(classifier, pixel_values)[:2]
+
+
+def classify_with_outputs(
+    classifier: Backbone, pixel_values: Tensor, **wanted: bool
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """``classify``, and the native output with what is wanted of it (``features_and_outputs``; of timm's nothing)."""
     timm_model = getattr(classifier, "timm_model", None)
     if timm_model is not None:
-        hidden = timm_model.forward_features(pixel_values)
-        return timm_model.forward_head(hidden), timm_model.forward_head(hidden, pre_logits=True)
+        hidden = timm_model.forward_features(pixel_values.to(next(classifier.parameters()).dtype))
+        return timm_model.forward_head(hidden), timm_model.forward_head(hidden, pre_logits=True), {}
     base = unwrap(classifier)
     if not hasattr(base, "watched"):
         make_classifier(classifier)
     base.watched = True
     try:
-        logits = _tokens(classifier, pixel_values).logits
+        outputs = _tokens(classifier, pixel_values, **wanted)
     finally:
         seen, base.watched, base.seen = base.seen, False, None
-    return logits, pool(base, seen)
+    return outputs.logits, pool(base, seen), outputs
 
 
 def num_prefix_tokens(backbone: Backbone) -> int:
@@ -258,6 +299,28 @@ def image_size(config: PreTrainedConfig) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def check_size(config: PreTrainedConfig | None, height: int, width: int, whole: bool = False) -> None:
+    """ValueError where a picture is smaller than a patch; whole: where patches do not tile it, either."""
+    sides = getattr(config, "patch_size", None)
+    if sides is None:
+        return
+    down, across = (sides, sides) if isinstance(sides, int) else sides
+    if height < down or width < across:
+        raise ValueError(
+            f"a view of {height}×{width} pixels is smaller than a patch of {down}×{across}: take larger views, or a "
+            "backbone with smaller patches"
+        )
+    if whole and (height % down or width % across):
+        raise ValueError(
+            f"patches of {down}×{across} pixels do not tile a view of {height}×{width}, and whole patches are masked: "
+            f"take a size of which both sides are multiples, such as {_near(height, down)}×{_near(width, across)}"
+        )
+
+
+def _near(side: int, patch: int) -> int:
+    return max(round(side / patch), 1) * patch
+
+
 def last_attention(backbone: Backbone, pixel_values: Tensor) -> Tensor:
     """Class-token → patch attention of the last block: (B, heads, N), each row summing to at most 1.
 
@@ -278,21 +341,26 @@ def last_attention(backbone: Backbone, pixel_values: Tensor) -> Tensor:
 # --- visible tokens only ------------------------------------------------------------------------------------------
 
 
-def _embed_visible(projection: Any, pixel_values: Tensor) -> Tensor:
-    """A patch embedding that computes visible patches only, zero elsewhere: exact, since patches do not overlap."""
-    keep = projection.visible_patches
-    if keep is None:
-        return type(projection).forward(projection, pixel_values)
-    batch, _, height, width = pixel_values.shape
-    down, across = projection.stride
-    rows, columns = height // down, width // across
-    grid = pixel_values.unflatten(2, (rows, down)).unflatten(4, (columns, across)).permute(0, 2, 4, 1, 3, 5)
-    images = torch.arange(batch, device=keep.device)[:, None]
-    visible = grid[images, keep // columns, keep % columns].flatten(2)  # (B, K, C·down·across)
-    tokens = F.linear(visible, projection.weight.flatten(1), projection.bias)
-    places = keep.unsqueeze(-1).expand_as(tokens)
-    whole = tokens.new_zeros(batch, rows * columns, tokens.shape[-1]).scatter(1, places, tokens)
-    return whole.transpose(1, 2).unflatten(2, (rows, columns))
+class VisiblePatches(nn.Conv2d):
+    """A patch embedding that, asked for ``visible_patches`` (B, K), computes those alone and leaves zero elsewhere:
+    exact, since patches do not overlap. A class, not a patched method: it is pickled and copied like any module."""
+
+    visible_patches: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        keep = self.visible_patches
+        if keep is None:
+            return super().forward(input)
+        batch, _, height, width = input.shape
+        down, across = self.stride
+        rows, columns = height // down, width // across
+        grid = input.unflatten(2, (rows, down)).unflatten(4, (columns, across)).permute(0, 2, 4, 1, 3, 5)
+        images = torch.arange(batch, device=keep.device)[:, None]
+        visible = grid[images, keep // columns, keep % columns].flatten(2)  # (B, K, C·down·across)
+        tokens = F.linear(visible, self.weight.flatten(1), self.bias)
+        places = keep.unsqueeze(-1).expand_as(tokens)
+        whole = tokens.new_zeros(batch, rows * columns, tokens.shape[-1]).scatter(1, places, tokens)
+        return whole.transpose(1, 2).unflatten(2, (rows, columns))
 
 
 def _keep_visible(module: Any, args: tuple, output: Any) -> Any:
@@ -320,8 +388,7 @@ def make_maskable(backbone: Backbone) -> None:
     embeddings.register_forward_hook(_keep_visible)
     projection = patch_projection(backbone)
     if projection is not None:
-        projection.visible_patches = None
-        projection.forward = MethodType(_embed_visible, projection)
+        projection.__class__ = VisiblePatches
 
 
 def patch_projection(backbone: Backbone) -> Any:
@@ -334,6 +401,7 @@ def patch_projection(backbone: Backbone) -> Any:
 
 def visible_tokens(backbone: Backbone, pixel_values: Tensor, ids_keep: Tensor) -> Tensor:
     """Encode only the patches ``ids_keep`` (B, K): -> (B, prefix + K, D), in the order of ``ids_keep``."""
+    check_size(backbone.config, *pixel_values.shape[-2:], whole=True)
     projection = patch_projection(backbone)
     holders = [backbone.embeddings] + ([] if projection is None else [projection])
     for holder in holders:
@@ -372,28 +440,56 @@ def sincos_2d(dim: int, grid: int | tuple[int, int], prefix: int = 0, row_first:
     return torch.cat([torch.zeros(prefix, dim), table])
 
 
-def interpolate_positions(positions: Tensor, grid: tuple[int, int], prefix: int = 1, offset: float = 0.0) -> Tensor:
+def interpolate_positions(
+    positions: Tensor,
+    grid: tuple[int, int],
+    prefix: int = 1,
+    offset: float = 0.0,
+    own: tuple[int, int] | None = None,
+) -> Tensor:
     """Resize a learned position table (1, prefix + N, D) to ``grid`` (rows, columns), bicubic.
 
+    own: the (rows, columns) that it has; None is a square.
     offset: DINO's released code passes the scale factor (n + 0.1)/√N to the sampler, which shifts the sampling grid;
     0 resizes to the exact size, as transformers does.
     """
     side = round((positions.shape[1] - prefix) ** 0.5)
-    if grid == (side, side):
+    rows, columns = own or (side, side)
+    if grid == (rows, columns):
         return positions
-    table = positions[:, prefix:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    to: dict[str, Any] = {"scale_factor": [(n + offset) / side for n in grid]} if offset else {"size": grid}
+    table = positions[:, prefix:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+    scale = [(n + offset) / before for n, before in zip(grid, (rows, columns))]
+    to: dict[str, Any] = {"scale_factor": scale} if offset else {"size": grid}
     table = F.interpolate(table, **to, mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :prefix], table.flatten(2).transpose(1, 2)], dim=1)
 
 
 def set_position_offset(backbone: Backbone, offset: float) -> None:
     """Make a ViT resize its positions as DINO's released code does (see ``interpolate_positions``)."""
-    backbone.embeddings.position_offset = offset
-    # A bound method, not a closure: a deep copy of the backbone must resize its own table, not this one's.
-    backbone.embeddings.interpolate_pos_encoding = MethodType(_interpolate_with_offset, backbone.embeddings)
+    backbone.embeddings.interpolate_pos_encoding = _Positions(backbone.embeddings, image_size(backbone.config), offset)
 
 
-def _interpolate_with_offset(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
-    rows, columns = (side // size for side, size in zip((height, width), embeddings.patch_embeddings.patch_size))
-    return interpolate_positions(embeddings.position_embeddings, (rows, columns), 1, embeddings.position_offset)
+def _know_own_grid(backbone: Backbone) -> None:
+    """Let a native model whose table of positions is no square's resize it as one of its own shape: transformers takes
+    every table for a square's. At the native size nothing is resized, and plain transformers agrees."""
+    height, width = image_size(backbone.config)
+    embeddings = getattr(unwrap(backbone), "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    if embeddings is None or height == width or not isinstance(table, Tensor):
+        return
+    if "interpolate_pos_encoding" in vars(embeddings):  # it knows already
+        return
+    embeddings.interpolate_pos_encoding = _Positions(embeddings, (height, width))
+
+
+class _Positions:
+    """Resizes the table of ``embeddings``, made for pictures of ``size`` (height, width). An object, neither a closure
+    nor a method from outside: a copy or a pickle of the embeddings resizes its own table."""
+
+    def __init__(self, embeddings: Any, size: tuple[int, int], offset: float = 0.0):
+        self.embeddings, self.size, self.offset = embeddings, size, offset
+
+    def __call__(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        table, patch = self.embeddings.position_embeddings, self.embeddings.patch_embeddings.patch_size
+        own, grid = ((high // patch[0], wide // patch[1]) for high, wide in (self.size, (height, width)))
+        return interpolate_positions(table, grid, table.shape[1] - own[0] * own[1], self.offset, own)

@@ -6,20 +6,18 @@ DINO with 12 blocks, 20 % with four, in time and in memory.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.vit import modeling_vit
 
 
 def prepare(model: nn.Module) -> None:
     """In place: the last block of every native ViT in ``model`` then knows ``alone``. Weights stay as named."""
     for module in model.modules():
         if type(module).__name__ == "ViTModel" and type(module).__module__.endswith(".modeling_vit"):
-            last: Any = module.layers[-1]  # type: ignore[index]
-            last.class_alone = False
-            last.forward = MethodType(_forward, last)  # a deep copy gets its own
+            module.layers[-1].__class__ = ViTLayer  # type: ignore[index, assignment]
 
 
 @contextmanager
@@ -28,7 +26,7 @@ def alone(backbone: Any) -> Iterator[None]:
     layers = getattr(backbone, "layers", None)
     last: Any = layers[-1] if isinstance(layers, nn.ModuleList) and len(layers) else None
     # A checkpointed block is computed a second time in the backward pass, when nobody asks any more.
-    if not hasattr(last, "class_alone") or (last.training and last.gradient_checkpointing):
+    if not isinstance(last, ViTLayer) or (last.training and last.gradient_checkpointing):
         yield
         return
     last.class_alone = True
@@ -38,21 +36,24 @@ def alone(backbone: Any) -> Iterator[None]:
         last.class_alone = False
 
 
-def _forward(layer: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-    """The native block, or the first token of what it gives: (B, N, D) -> (B, 1, D)."""
-    if not layer.class_alone or attention_mask is not None:
-        return type(layer).forward(layer, hidden_states, attention_mask, **kwargs)
-    attended = _attend(layer.attention, layer.layernorm_before(hidden_states), **kwargs)
-    token = hidden_states[:, :1] + layer.dropout(attended)
-    return token + layer.dropout(layer.mlp(layer.layernorm_after(token)))
+class ViTLayer(modeling_vit.ViTLayer):
+    """The native block, or the first token of what it gives: (B, N, D) -> (B, 1, D). It keeps the native name, by
+    which device maps and FSDP find blocks, and is a class, not a patched method, so that it can be pickled."""
+
+    class_alone = False
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        if not self.class_alone or attention_mask is not None:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        attended = _attend(self.attention, self.layernorm_before(hidden_states), **kwargs)
+        token = hidden_states[:, :1] + self.dropout(attended)
+        return token + self.dropout(self.mlp(self.layernorm_after(token)))
 
 
 def _attend(attention: Any, tokens: Tensor, **kwargs: Any) -> Tensor:
     """What the first token draws from all: (B, N, D) -> (B, 1, D)."""
-    from transformers.models.vit.modeling_vit import eager_attention_forward
-
     implementation = attention.config._attn_implementation
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, modeling_vit.eager_attention_forward)
     query, key, value = (
         project(part).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         for project, part in (

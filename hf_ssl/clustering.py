@@ -60,6 +60,7 @@ class ClusterModel(JointEmbeddingModel):
     """Backbone → projector → unit vectors → products with unit prototypes; a method says what to ``learn`` of them."""
 
     config: ClusterConfig
+    compares_images = "the prototypes are shared out equally among the images of the batch"
     prototypes: Any  # nn.ModuleList types what it holds as Tensor | Module
 
     def __init__(self, config: ClusterConfig, heads: int = 1):
@@ -67,13 +68,11 @@ class ClusterModel(JointEmbeddingModel):
         self.projector = self.make_projector()
         self.prototypes = nn.ModuleList(Prototypes(config.projection_dim, config.num_prototypes) for _ in range(heads))
 
-    def forward(
+    def losses(
         self, pixel_values: Tensor, local_pixel_values: Tensor | None = None, index: Tensor | None = None
     ) -> SSLOutput:
-        """pixel_values: (B, 2, C, H, W) large crops, or (B, C, H, W) to embed; local_pixel_values: (B, V, C, h, w);
+        """pixel_values: (B, 2, C, H, W) large crops; local_pixel_values: (B, V, C, h, w);
         index: (B,) row numbers, where the method remembers images."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
         self.check_views(pixel_values)
         batch = len(pixel_values)
         encoded = self.encode_crops(pixel_values, local_pixel_values)
@@ -101,8 +100,6 @@ class ClusterModel(JointEmbeddingModel):
         super()._init_weights(module)
         if isinstance(module, Prototypes):
             init.copy_(module.weight, F.normalize(module.weight, dim=1))
-        elif isinstance(module, LabelBank):
-            module.reset()
 
 
 class LabelBank(HostCounter):
@@ -157,7 +154,6 @@ class LabelBank(HostCounter):
         self.seen.zero_()
 
     def reset(self) -> None:
-        """As at the start; values from a checkpoint stay."""
         init.constant_(self.labels, UNKNOWN)
         for buffer in (self.seen, self.clock):
             init.zeros_(buffer)

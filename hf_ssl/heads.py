@@ -105,6 +105,9 @@ class Prototypes(nn.Linear):
     def __init__(self, dim: int, prototypes: int):
         super().__init__(dim, prototypes, bias=False)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))  # similarities are float32, whatever the weights are loaded in
+
     @torch.no_grad()
     def normalise(self) -> None:
         self.weight.copy_(F.normalize(self.weight, dim=1))

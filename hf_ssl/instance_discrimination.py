@@ -61,7 +61,8 @@ class InstanceModel(JointEmbeddingModel):
                 f"at least 2; it is {c.num_examples}"
             )
         self.bank = ExampleBank(c.num_examples, c.projection_dim, c.bank_momentum, scale)
-        self.partition = nn.Buffer(torch.tensor(float(c.partition or 0.0)))  # 0: not yet estimated
+        partition = float(c.partition or 0.0)  # 0: not yet estimated
+        self.partition = nn.Buffer(torch.tensor(partition, dtype=torch.float32))
 
     def remember(self, index: Tensor, rows: Tensor) -> None:
         """Row numbers (B,) and unit features (B, d) of a training batch, for the next step."""

@@ -25,10 +25,8 @@ class JointEmbeddingModel(SSLModel):
     compared: ClassVar[int | None] = 2
     encoded: ClassVar[slice] = slice(None)
 
-    def forward(self, pixel_values: Tensor) -> SSLOutput:
-        """pixel_values: (B, V, C, H, W) to train, (B, C, H, W) to embed."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
+    def losses(self, pixel_values: Tensor) -> SSLOutput:
+        """pixel_values: (B, V, C, H, W)."""
         self.check_views(pixel_values)
         embeddings = self.encode(pixel_values[:, self.encoded])
         loss, metrics = self.objective(embeddings, pixel_values)

@@ -56,6 +56,8 @@ class MaskedSiameseModel(TeacherModel):
     compared = None
     default_backbone = "vit-small"
     lr_scaling = ("none", 1024)
+    masked_views = ("pixel_values",)
+    compares_images = "the mean prediction over the images of the batch is held against a prior"
 
     def __init__(self, config: MaskedSiameseConfig):
         super().__init__(config)
@@ -76,11 +78,9 @@ class MaskedSiameseModel(TeacherModel):
         """(K,) logarithms of how often each prototype should be predicted."""
         raise NotImplementedError
 
-    def forward(self, pixel_values: Tensor, local_pixel_values: Tensor | None = None) -> SSLOutput:
-        """pixel_values: (B, 1 + V, C, H, W), the teacher's view first, or (B, C, H, W) to embed; local_pixel_values:
+    def losses(self, pixel_values: Tensor, local_pixel_values: Tensor | None = None) -> SSLOutput:
+        """pixel_values: (B, 1 + V, C, H, W), the teacher's view first; local_pixel_values:
         (B, V, C, h, w) small anchors, which lose no patches."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
         self.check_views(pixel_values)
         targets = self.teach(pixel_values[:, :1])
         encoded = [self.encode_masked(pixel_values[:, 1:])]

@@ -4,6 +4,7 @@ All change once per optimiser step, in ``advance``: all micro-batches of a step 
 for it are state as well, so a checkpoint taken between two micro-batches loses nothing.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,25 @@ from transformers import initialization as init
 from . import distributed
 
 
-class HostCounter(nn.Module):
+def in_own_precision(change: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """``change(tensor)``, what ``Module.to`` and its like do, without a change of dtype."""
+    changed = change(tensor)
+    return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+
+class State(nn.Module):
+    """What training changes without a gradient, float32 whatever precision the model is loaded in or cast to: rows are
+    compared, and averages move by small steps, in float32. A subclass makes its buffers with that dtype."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "State":
+        return super()._apply(lambda tensor: in_own_precision(fn, tensor), recurse)
+
+    def reset(self) -> None:
+        """As at the start; values from a checkpoint stay."""
+        raise NotImplementedError
+
+
+class HostCounter(State):
     """A module whose int64 buffer, the one that ``counter`` names, is known on the host too: no device sync."""
 
     counter: ClassVar[str]
@@ -44,9 +63,13 @@ class _Waiting(HostCounter):
 
     def __init__(self, capacity: int, dim: int):
         super().__init__()
-        self.rows = nn.Buffer(torch.zeros(capacity, dim))
+        self.rows = nn.Buffer(torch.zeros(capacity, dim, dtype=torch.float32))
         self.index = nn.Buffer(torch.zeros(capacity, dtype=torch.int64))
         self.count = nn.Buffer(torch.zeros((), dtype=torch.int64))
+
+    def reset(self) -> None:
+        for buffer in self.buffers():
+            init.zeros_(buffer)
 
     def put(self, rows: Tensor, index: Tensor | None = None) -> None:
         """Rows beyond the capacity are an error: whoever may drop some does so before."""
@@ -72,7 +95,7 @@ class _Waiting(HostCounter):
         return rows, index
 
 
-class FeatureQueue(nn.Module):
+class FeatureQueue(State):
     """The last ``size`` rows pushed, (size, dim) in ``rows``; random unit vectors at the start.
 
     ``filled``: how many rows are no longer those of the start, a 0-d tensor.
@@ -80,7 +103,7 @@ class FeatureQueue(nn.Module):
 
     def __init__(self, size: int, dim: int):
         super().__init__()
-        self.rows = nn.Buffer(F.normalize(torch.randn(size, dim), dim=1))
+        self.rows = nn.Buffer(F.normalize(torch.randn(size, dim, dtype=torch.float32), dim=1))
         self.pointer = nn.Buffer(torch.zeros((), dtype=torch.int64))  # the oldest row, the next to go
         self.filled = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self.waiting = _Waiting(size, dim)
@@ -112,7 +135,7 @@ class FeatureQueue(nn.Module):
             init.zeros_(buffer)
 
 
-class ExampleBank(nn.Module):
+class ExampleBank(State):
     """One row per training image: (examples, dim) in ``rows``, by row number.
 
     momentum: v ← normalise(momentum · v + (1 − momentum) · new); 0 replaces. ``scale``: the rows start uniform in
@@ -122,7 +145,7 @@ class ExampleBank(nn.Module):
     def __init__(self, examples: int, dim: int, momentum: float = 0.5, scale: float | None = None):
         super().__init__()
         self.momentum, self.scale = momentum, scale
-        self.rows = nn.Buffer(self._start(torch.empty(examples, dim)))
+        self.rows = nn.Buffer(self._start(torch.empty(examples, dim, dtype=torch.float32)))
         self.waiting = _Waiting(min(examples, 16384), dim)
 
     def _start(self, like: Tensor) -> Tensor:
@@ -154,10 +177,8 @@ class ExampleBank(nn.Module):
         return index
 
     def reset(self) -> None:
-        """As at the start, nothing waiting; values from a checkpoint stay."""
         init.copy_(self.rows, self._start(self.rows))
-        for buffer in self.waiting.buffers():
-            init.zeros_(buffer)
+        self.waiting.reset()
 
 
 def _mean_of_equals(rows: Tensor, index: Tensor) -> Tensor:
@@ -171,14 +192,15 @@ def _mean_of_equals(rows: Tensor, index: Tensor) -> Tensor:
     return torch.empty_like(rows).index_copy_(0, order, (sums / sizes)[group])
 
 
-class Center(nn.Module):
+class Center(State):
     """EMA of the mean row that a teacher gives, over micro-batches and ranks (DINO, eq. 4): (1, dim) in ``value``."""
 
     def __init__(self, dim: int):
         super().__init__()
-        self.value = nn.Buffer(torch.zeros(1, dim))
-        self.sum = nn.Buffer(torch.zeros(1, dim))  # of the micro-batches since the last optimiser step
-        self.count = nn.Buffer(torch.zeros(()))
+        self.value = nn.Buffer(torch.zeros(1, dim, dtype=torch.float32))
+        # of the micro-batches since the last optimiser step
+        self.sum = nn.Buffer(torch.zeros(1, dim, dtype=torch.float32))
+        self.count = nn.Buffer(torch.zeros((), dtype=torch.float32))
 
     @torch.no_grad()
     def observe(self, rows: Tensor) -> None:

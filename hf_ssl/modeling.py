@@ -5,7 +5,7 @@ and returns an ``SSLOutput``. Everything that a next training step depends on is
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from . import backbones, heads, limits, memory, momentum
+from . import backbones, distributed, heads, limits, memory, momentum
 from .processing import SSLImageProcessor
 from .processing.published import method_folder
 
@@ -72,11 +72,22 @@ class MultiViewConfig(SSLConfig):
 class SSLOutput(ModelOutput):
     """loss: mean over the local batch (None without training views). embeddings: (B or V·B, D) backbone features.
     metrics: detached scalars or vectors (histograms), averaged over micro-batches and ranks and logged by the trainer.
+    hidden_states, attentions: the exported model's, where they were asked for and one view was embedded; a training
+    batch, whose passes have several views and sizes, gives none.
     """
 
     loss: Tensor | None = None
     embeddings: Tensor | None = None
     metrics: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def with_master_weights(options: dict[str, Any]) -> dict[str, Any]:
+    """``from_pretrained``'s options, in place: float32 where no dtype is given, not transformers' "auto"."""
+    if options.get("dtype") is None and options.get("torch_dtype") is None:
+        options["dtype"] = torch.float32
+    return options
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,7 @@ class SSLModel(PreTrainedModel):
     """Base of every method: a native ``backbone`` plus what the method adds.
 
     ``from_pretrained(<any native repo>, config=...)`` warm-starts the backbone; a repo of ours restores everything.
+    Either way the weights are float32, in which small steps add up, unless ``dtype`` asks for another precision.
     Subclasses set ``paper``, ``lr_scaling`` (how the published learning rate scales with the global batch) and
     ``default_arguments`` (the paper's optimiser as training-argument fields), and may override the three hooks below.
     """
@@ -103,6 +115,7 @@ class SSLModel(PreTrainedModel):
     config: SSLConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
+    input_ndim: ClassVar[int] = 4  # of what is embedded, (B, C, H, W); a training batch has an axis of views as well
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
@@ -114,6 +127,8 @@ class SSLModel(PreTrainedModel):
     default_arguments: ClassVar[dict[str, Any]] = {}
     default_backbone: ClassVar[str] = "resnet-50"  # a preset of ``backbones.PRESETS``
     can_collapse: ClassVar[bool] = True  # whether one answer for all images could satisfy the loss
+    masked_views: ClassVar[tuple[str, ...]] = ()  # keys of the views whose patches are dropped: they must be whole
+    compares_images: ClassVar[str | None] = None  # why one image in the global batch is none to learn from, in words
     needs_index: ClassVar[bool] = False  # True: ``forward`` takes ``index`` (B,), the images' row numbers
     teacher_buffers: bool = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
     attention_given: bool = False  # whether somebody chose the attention implementation
@@ -138,6 +153,29 @@ class SSLModel(PreTrainedModel):
     def build_backbone(self, config: PreTrainedConfig) -> PreTrainedModel:
         """The native model of ``config`` that the method trains, with random weights."""
         return backbones.build(config)
+
+    def losses(self, pixel_values: Tensor, **views: Any) -> SSLOutput:
+        """The training step: what ``forward`` returns of a batch of views; see the subclass for what it takes."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it learns from a batch: losses()")
+
+    def embed(self, pixel_values: Tensor, **wanted: bool) -> SSLOutput:
+        """What ``forward`` returns of one view. wanted: output_hidden_states, output_attentions."""
+        if not wanted:
+            return SSLOutput(embeddings=self.features(pixel_values))
+        embeddings, outputs = backbones.features_and_outputs(self.export_backbone, pixel_values, **wanted)
+        return SSLOutput(None, embeddings, None, outputs.get("hidden_states"), outputs.get("attentions"))
+
+    def fewest_images(self) -> tuple[int, str]:
+        """How many images the batch of all ranks together must have for the loss to mean anything, and why."""
+        return (2, self.compares_images) if self.compares_images else (1, "")
+
+    def images_in(self, pixel_values: Tensor, **views: Any) -> int:
+        """How many images a training batch has, as ``check_batch`` counts them."""
+        return len(pixel_values)
+
+    def batch_statistics(self) -> Iterator[nn.Module]:
+        """The BatchNorm layers that normalise a training batch's images by one another."""
+        return (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training)
 
     def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         """(student, teacher) pairs that follow each other by EMA."""
@@ -171,14 +209,67 @@ class SSLModel(PreTrainedModel):
 
     # --- what every method has ------------------------------------------------------------------------------------
 
+    def forward(
+        self,
+        pixel_values: Tensor,
+        *views: Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **named_views: Any,
+    ) -> SSLOutput | tuple[Any, ...]:
+        """(B, C, H, W) images alone are embedded (``embed``); whatever else comes with an axis of views, or with other
+        inputs, is a training batch (``losses``, which says what the method takes).
+
+        The last three arguments are those of transformers' models. ValueError where a batch has too few images.
+        """
+        named_views = {name: value for name, value in named_views.items() if value is not None}
+        if pixel_values.ndim == self.input_ndim and not views and not named_views:
+            asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+            chosen = {k: getattr(self.config, k, False) if given is None else given for k, given in asked.items()}
+            output = self.embed(pixel_values, **{name: True for name, given in chosen.items() if given})
+        else:
+            self.check_batch(self.images_in(pixel_values, **named_views))
+            output = self.losses(pixel_values, *views, **named_views)
+        as_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    def check_batch(self, images: int, ranks: int | None = None) -> None:
+        """ValueError where ``images`` of each rank are too few for the loss or for BatchNorm. ranks: None counts them.
+
+        Accumulation does not help: every micro-batch is a batch of its own.
+        """
+        ranks = distributed.world_size() if ranks is None else ranks
+        fewest, why = self.fewest_images()
+        if images * ranks < fewest:
+            raise ValueError(
+                f"{self.paper.name} needs at least {fewest} images in the batch of all ranks, got {images * ranks}: "
+                f"{why}. Raise per_device_train_batch_size; accumulation does not count."
+            )
+        if images > 1:
+            return
+        for layer in self.batch_statistics():
+            if ranks == 1 or not isinstance(layer, distributed.CrossRankBatchNorm):
+                raise ValueError(
+                    f"{self.paper.name} needs at least 2 images in the batch of every rank, got 1: BatchNorm "
+                    "normalises them by one another. Raise per_device_train_batch_size; accumulation does not count."
+                )
+
+    def check_size(self, key: str, height: int, width: int) -> None:
+        """ValueError where views of that key and size do not suit the backbone."""
+        backbones.check_size(backbones.unwrap(self.backbone).config, height, width, key in self.masked_views)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """As in transformers, from a published repo as well, whose ``ssl/`` holds the method; that is found by itself.
 
         With ``config`` the repo is any native one, and its weights become the backbone (a warm start). OSError where
-        there is no method and no config.
+        there is no method and no config. Weights are float32 whatever the checkpoint's are, unless ``dtype`` asks for
+        something else; teachers and memories are float32 even then.
         """
         where = pretrained_model_name_or_path
+        if where is None and config is None:
+            raise ValueError("from_pretrained(None) reads nothing: give the config and, as state_dict, the weights")
         if where is not None and config is None and not kwargs.get("subfolder"):
             folder = method_folder(where, kwargs)
             if folder is None:
@@ -187,7 +278,23 @@ class SSLModel(PreTrainedModel):
                     "give a config: from_pretrained(..., config=...)"
                 )
             kwargs["subfolder"] = folder
+        with_master_weights(kwargs)
         return super().from_pretrained(where, *args, config=config, **kwargs)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: in custom code transformers skips modules without parameters of their own when it initialises what a
+        checkpoint lacks (CLIP's attention)."""
+        return False
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        return super()._from_config(config, **with_master_weights(kwargs))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SSLModel":
+        """As ``nn.Module`` does for ``to``, ``half`` and their like, but teachers stay float32."""
+        kept = {id(t) for _, teacher in self.teachers() for t in (*teacher.parameters(), *teacher.buffers())}
+        return super()._apply(lambda t: memory.in_own_precision(fn, t) if id(t) in kept else fn(t), recurse)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Publish as ``hf_ssl.hub.push_model`` does: the native model in the root, the whole method in ``ssl/``.
@@ -260,7 +367,7 @@ class SSLModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Heads, then (``module is self`` comes last) counters and teacher := student; loaded values stay."""
         heads.init_head(module)
-        if isinstance(module, (memory.FeatureQueue, memory.ExampleBank, memory.Center)):
+        if isinstance(module, memory.State):
             module.reset()
         if module is self:
             init.zeros_(self.step)

@@ -14,8 +14,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def make_teacher(student: Module) -> Module:
-    """A frozen deep copy of ``student`` (never an alias: the two share no storage)."""
-    return copy.deepcopy(student).requires_grad_(False)
+    """A frozen deep copy of ``student`` (never an alias: the two share no storage), float32 or finer: a step of
+    1 − momentum vanishes in half precision."""
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    return teacher._apply(lambda t: t.to(torch.promote_types(t.dtype, torch.float32)) if t.is_floating_point() else t)
 
 
 def copy_state(student: nn.Module, teacher: nn.Module) -> None:
@@ -79,7 +81,10 @@ class Snapshot(HostCounter):
             for target, buffer in zip(self.model.buffers(), source.buffers(), strict=True):
                 target.copy_(buffer)
 
-    def reset(self, source: nn.Module) -> None:
+    def start(self, source: nn.Module) -> None:
         """A copy of ``source``, no step counted; values from a checkpoint stay."""
         copy_state(source, self.model)
+        self.reset()
+
+    def reset(self) -> None:
         init.zeros_(self.steps)

@@ -91,21 +91,26 @@ class PatchDistillationModel(SelfDistillationModel):
         if config.centering == "softmax":
             self.center, self.patch_center = Center(config.out_dim), Center(patch_out)
 
+    def fewest_images(self) -> tuple[int, str]:
+        if self.config.koleo_weight:
+            return 2, "KoLeo spreads the images of the batch (koleo_weight)"
+        if self.config.centering == "sinkhorn":
+            return 2, "the prototypes are shared out equally among the images of the batch (centering)"
+        return super().fewest_images()
+
     def teacher_momentum(self, progress: float) -> float:
         return schedules.cosine(progress, self.config.teacher_momentum, self.config.teacher_momentum_end)
 
     def learning_rates(self) -> Iterator[tuple[nn.Parameter, float]]:
         return backbones.layer_rates(self.backbone, self.config.layer_decay, self.config.patch_embedding_rate)
 
-    def forward(
+    def losses(
         self, pixel_values: Tensor, local_pixel_values: Tensor | None = None, masks: Tensor | None = None
     ) -> SSLOutput:
-        """pixel_values: (B, 2, C, H, W) large crops, or (B, C, H, W) to embed; local_pixel_values: (B, V, C, h, w).
+        """pixel_values: (B, 2, C, H, W) large crops; local_pixel_values: (B, V, C, h, w).
 
         masks: (B, 2, N) bool, the patches hidden from the student; drawn here if None.
         """
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
         loss, student, metrics = self.distil(pixel_values, local_pixel_values, masks)
         return SSLOutput(loss, student.cls, metrics)
 

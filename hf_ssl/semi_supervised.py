@@ -18,7 +18,8 @@ from transformers import initialization as init
 
 from . import backbones, distributed
 from .loading import from_config, load_pretrained
-from .modeling import SSLConfig, SSLModel, SSLOutput
+from .memory import State
+from .modeling import SSLConfig, SSLModel, SSLOutput, with_master_weights
 from .momentum import make_teacher
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -69,7 +70,7 @@ class SemiSupervisedModel(SSLModel):
                 f"a classifier needs at least 2 classes, got num_labels={config.num_labels}: set num_labels or "
                 "id2label in backbone_config"
             )
-        classifier = from_config(AutoModelForImageClassification, config)
+        classifier = from_config(AutoModelForImageClassification, config, dtype=torch.get_default_dtype())
         if not hasattr(classifier, "timm_model") and backbones.unwrap(classifier) is classifier:
             raise ValueError(
                 f"{type(classifier).__name__} has no base model under its head: take a backbone whose classifier "
@@ -98,7 +99,16 @@ class SemiSupervisedModel(SSLModel):
 
     # --- what every method has ------------------------------------------------------------------------------------
 
-    def forward(
+    def embed(self, pixel_values: Tensor, **wanted: bool) -> SemiSupervisedOutput:
+        """The class scores of the averaged weights, too."""
+        logits, embeddings, outputs = backbones.classify_with_outputs(self.ema, pixel_values, **wanted)
+        states, attentions = (outputs.get(name) for name in ("hidden_states", "attentions"))
+        return SemiSupervisedOutput(embeddings=embeddings, hidden_states=states, attentions=attentions, logits=logits)
+
+    def images_in(self, pixel_values: Tensor, **views: Any) -> int:
+        return len(pixel_values) + len(views.get("weak_pixel_values", ()))
+
+    def losses(
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
@@ -107,15 +117,12 @@ class SemiSupervisedModel(SSLModel):
         unlabeled_labels: Tensor | None = None,
         unlabeled_index: Tensor | None = None,
     ) -> SemiSupervisedOutput:
-        """pixel_values: (B, V, C, H, W) labelled views with labels (B,) in [0, K), or (B, C, H, W) to classify.
+        """pixel_values: (B, V, C, H, W) labelled views, or (B, C, H, W), with labels (B,) in [0, K).
 
         weak_pixel_values (U, 1, C, H, W), strong_pixel_values (U, Vs, C, H, W): the unlabelled images; without them
         the run is a supervised one. unlabeled_labels (U,): true labels, -1 = unknown, for the metrics alone.
         embeddings: (B·V + U, D) of the labelled and the weak views in training (the same pass gives them).
         """
-        if labels is None and pixel_values.ndim == 4:
-            logits, embeddings = backbones.classify(self.ema, pixel_values)
-            return SemiSupervisedOutput(embeddings=embeddings, logits=logits)
         if labels is None or (weak_pixel_values is None) != (strong_pixel_values is None):
             raise ValueError(
                 "a training batch needs labels with its pixel_values, and weak_pixel_values together with "
@@ -126,7 +133,8 @@ class SemiSupervisedModel(SSLModel):
         if weak_pixel_values is None or strong_pixel_values is None:
             logits, embeddings = backbones.classify(self.backbone, pixel_values)
             loss = self.supervised_loss(logits, labels)
-            return SemiSupervisedOutput(loss, embeddings.detach(), {"supervised_loss": loss.detach()}, logits)
+            metrics = {"supervised_loss": loss.detach()}
+            return SemiSupervisedOutput(loss, embeddings.detach(), metrics, logits=logits)
         if weak_pixel_values.shape[1] != 1:
             raise ValueError(f"an unlabelled image has one weak view, got {weak_pixel_values.shape[1]}")
         logits, weak, strong, embeddings = self._classify_together(
@@ -142,7 +150,7 @@ class SemiSupervisedModel(SSLModel):
         metrics = {"supervised_loss": supervised.detach(), "unlabeled_loss": unlabeled.detach()}
         metrics |= pseudo_label_metrics(targets, weights, unlabeled_labels)
         loss = supervised + self.config.unlabeled_weight * unlabeled
-        return SemiSupervisedOutput(loss, embeddings.detach(), metrics, logits)
+        return SemiSupervisedOutput(loss, embeddings.detach(), metrics, logits=logits)
 
     def _classify_together(
         self, labeled: Tensor, weak: Tensor, strong: Tensor
@@ -182,15 +190,6 @@ class SemiSupervisedModel(SSLModel):
             logged["pseudo_label_accuracy"] = means["kept_correct"] / means["kept_known"]
         return logged
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, DistributionAlignment):
-            for buffer in (module.started, module.sums, module.counts):
-                init.zeros_(buffer)
-            for buffer in (module.labeled, module.guessed):
-                init.constant_(buffer, 1 / len(buffer))
-
     # --- warm starts ----------------------------------------------------------------------------------------------
 
     @classmethod
@@ -201,6 +200,9 @@ class SemiSupervisedModel(SSLModel):
 
         Its missing and mismatched keys (a new head, a head of another size) are in the loading info.
         """
+        with_master_weights(kwargs)
+        if pretrained_model_name_or_path is None:  # weights that the caller holds: state_dict
+            return super().from_pretrained(None, *args, config=config, **kwargs)
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         config_class: Any = cls.config_class
         stored = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)[0].get("model_type", "")
@@ -244,7 +246,7 @@ def _in_head(classifier: Any, key: str) -> bool:
     return not key.startswith(f"{classifier.base_model_prefix}.")
 
 
-class DistributionAlignment(nn.Module):
+class DistributionAlignment(State):
     """Makes guesses as frequent per class as the labels are (ReMixMatch, Berthelot et al. 2020, section 3.1).
 
     p ← normalise(p · labelled frequency / mean guess). Both are moving averages over all ranks' batches and follow
@@ -254,12 +256,18 @@ class DistributionAlignment(nn.Module):
     def __init__(self, classes: int, momentum: float):
         super().__init__()
         self.momentum = momentum
-        self.labeled = nn.Buffer(torch.full((classes,), 1 / classes))
-        self.guessed = nn.Buffer(torch.full((classes,), 1 / classes))
-        self.started = nn.Buffer(torch.zeros(()))
+        self.labeled = nn.Buffer(torch.full((classes,), 1 / classes, dtype=torch.float32))
+        self.guessed = nn.Buffer(torch.full((classes,), 1 / classes, dtype=torch.float32))
+        self.started = nn.Buffer(torch.zeros((), dtype=torch.float32))
         # of the micro-batches since the last optimiser step: labels and guesses per class, and how many
-        self.sums = nn.Buffer(torch.zeros(2, classes))
-        self.counts = nn.Buffer(torch.zeros(2, 1))
+        self.sums = nn.Buffer(torch.zeros(2, classes, dtype=torch.float32))
+        self.counts = nn.Buffer(torch.zeros(2, 1, dtype=torch.float32))
+
+    def reset(self) -> None:
+        for buffer in (self.started, self.sums, self.counts):
+            init.zeros_(buffer)
+        for buffer in (self.labeled, self.guessed):
+            init.constant_(buffer, 1 / len(buffer))
 
     @torch.no_grad()
     def observe(self, labels: Tensor) -> None:

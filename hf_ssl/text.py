@@ -171,7 +171,7 @@ def check_towers(config: VisionTextDualEncoderConfig) -> None:
 def pooled_width(config: PreTrainedConfig) -> int:
     """Width D of the native model's ``pooler_output`` (B, D), found without computing; ValueError if it is not so."""
     with torch.device("meta"), torch.no_grad():
-        tower = from_config(AutoModel, config).eval()
+        tower = from_config(AutoModel, config, dtype=torch.float32).eval()
         if tower.main_input_name == "input_ids":
             outputs = tower(input_ids=torch.zeros(1, 4, dtype=torch.long))
         else:
@@ -196,7 +196,9 @@ def load_tower(backbone: PreTrainedModel, kind: Literal["vision", "text"], name:
     A learned pooler that the checkpoint does not have keeps its random weights; anything else missing is a ValueError.
     """
     tower: Any = getattr(backbone, f"{kind}_model")
-    loaded, report = load_pretrained(type(tower), name, config=tower.config, output_loading_info=True)
+    loaded, report = load_pretrained(
+        type(tower), name, config=tower.config, dtype=tower.dtype, output_loading_info=True
+    )
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise ValueError(

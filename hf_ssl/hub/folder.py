@@ -1,12 +1,13 @@
 """The published folder: its root is the native model and its evaluation processor, ``ssl/`` is the whole method."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForPreTraining
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForPreTraining, PreTrainedModel
 
 from .. import loading
 from ..documents import read_json
@@ -44,7 +45,8 @@ def export(model: SSLModel, processor: SSLImageProcessor, path: str | Path, run:
 
     path/: native config, safetensors, processor, card, labelled rows. path/ssl/: heads, teacher, buffers, views
     (``SimCLRForPreTraining.from_pretrained(path)`` finds them). ``run`` is run.json's content; its results and command
-    go on the card. What a user wrote around the generated part of an earlier README.md stays.
+    go on the card. The weights are float32, also after a start from a bfloat16 checkpoint, unless the method was
+    loaded with another ``dtype``. What a user wrote around the generated part of an earlier README.md stays.
     """
     write_model(model, processor, path, run)
     write_card(model, path, run)
@@ -55,12 +57,19 @@ def write_model(
 ) -> None:
     """``export`` without the card."""
     path = Path(path)
-    model.export_backbone.save_pretrained(path)
+    _published(model).save_pretrained(path)
     processor.native_processor().save_pretrained(path)
     model.save_pretrained(path / FOLDER)
     processor.save_pretrained(path / FOLDER)
     if run and run.get("labeled"):
         (path / "labeled_rows.json").write_text(json.dumps(run["labeled"]))
+
+
+def _published(model: SSLModel) -> PreTrainedModel:
+    """The native model in the precision that the method was loaded in: of a teacher, float32 even then, a copy."""
+    native = model.export_backbone
+    wanted = next(model.backbone.parameters()).dtype
+    return native if native.dtype == wanted else copy.deepcopy(native).to(wanted)  # type: ignore[arg-type]
 
 
 def write_card(
@@ -150,7 +159,7 @@ def check_parity(path: str | Path, model: SSLModel, processor: SSLImageProcessor
         raise ParityError(f"{path}: its image processor makes other pictures of the same files than training did.")
     pixels = pixels.to(model.device, model.dtype)
     training = model.training
-    mine, worst = model.eval().export_backbone, 0.0
+    mine, worst = _published(model.eval()), 0.0
     try:
         for name, outputs in _outputs(native, mine, kind, pixels).items():
             loaded, trained = outputs

@@ -141,6 +141,12 @@ class SSLImageProcessor(BaseImageProcessor):
                     "of its views, which would not tell them."
                 )
         self.model_input_names = list(shapes)
+        self._sizes = shapes
+
+    @property
+    def view_sizes(self) -> dict[str, tuple[int, int]]:
+        """(height, width) of each key's views."""
+        return dict(self._sizes)
 
     @property
     def num_views(self) -> int:

@@ -47,7 +47,7 @@ def build_method(
     """
     model_class = load(name)
     channels = model_args.num_channels or source.channels
-    size = model_args.image_size or model_class.processor_class.size["height"]
+    size: Any = model_args.image_size or model_class.processor_class.size["height"]
     chosen = model_args.backbone or model_class.default_backbone
     if model_class.paper.family == "image_text":
         texts = text_args or TextArguments()
@@ -65,6 +65,7 @@ def build_method(
             earlier, backbone = backbone.to_dict(), backbone.backbone_config
         if getattr(backbone, "num_channels", channels) != channels:
             raise ValueError(f"{chosen} takes {backbone.num_channels} channels, the images have {channels}")
+        size = model_args.image_size or _oblong(backbone) or size
     else:
         backbone = _preset_config(chosen, size, model_args.patch_size, channels)
     if class_names is not None:
@@ -203,21 +204,34 @@ def _checkpoint_config(name: str) -> PreTrainedConfig:
         ) from error
 
 
+def _oblong(backbone: PreTrainedConfig) -> tuple[int, int] | None:
+    """(height, width) that a checkpoint's positions were made for, where these differ."""
+    height, width = backbones.image_size(backbone)
+    return (height, width) if height != width else None
+
+
 def _build_processor(
-    model_class: type[SSLModel], size: int, channels: int, backbone: PreTrainedConfig, view_fields: dict[str, Any]
+    model_class: type[SSLModel],
+    size: int | tuple[int, int],
+    channels: int,
+    backbone: PreTrainedConfig,
+    view_fields: dict[str, Any],
 ) -> SSLImageProcessor:
-    """The method's processor at ``size``: smaller crops keep the recipe's proportion, in whole patches."""
+    """The method's processor at ``size``, or (height, width): smaller crops keep the recipe's proportion, in whole
+    patches."""
     processor_class = model_class.processor_class
     unit = backbones.patch_size(backbone) if getattr(backbone, "patch_size", None) else 8
-    fields: dict[str, Any] = {"size": {"height": size, "width": size}}
+    height, width = (size, size) if isinstance(size, int) else size
+    fields: dict[str, Any] = {"size": {"height": height, "width": width}}
     if channels != 3:
         fields["num_channels"] = channels
-    if size <= 96:  # pictures this small fill their frame: nothing to crop away at evaluation
+    if min(height, width) <= 96:  # pictures this small fill their frame: nothing to crop away at evaluation
         fields["eval_crop_pct"] = 1.0
     usual = processor_class.size["height"]
     for group in () if "views" in view_fields else processor_class.views:  # views of one's own state their sizes
-        if isinstance(group.get("size"), int) and size != usual:
-            fields[group["key"]] = {"size": max(unit, round(group["size"] * size / usual / unit) * unit)}
+        if isinstance(group.get("size"), int) and (height, width) != (usual, usual):
+            sides = [max(unit, round(group["size"] * side / usual / unit) * unit) for side in (height, width)]
+            fields[group["key"]] = {"size": sides[0] if height == width else sides}
     for name, value in view_fields.items():
         if isinstance(value, dict) and isinstance(fields.get(name), dict):
             value = {**fields[name], **value}

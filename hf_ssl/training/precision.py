@@ -133,7 +133,7 @@ def _measure(twin: SSLModel, batch: dict[str, Tensor], offered: list[Choice], se
         alike = norms[offered[0]] / 2 <= norms[choice] <= norms[offered[0]] * 2  # 0 and 0 are
         return took if sound and alike else float("inf")
 
-    rows = min(full, 2)
+    rows = min(full, max(2, twin.fewest_images()[0]))
     took = timed(offered[0], rows)
     rounds = 3  # the first one warms up
     rows = max(rows, min(full, int(rows * seconds / (took * rounds * len(offered)))))

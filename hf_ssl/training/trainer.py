@@ -78,6 +78,11 @@ class SSLTrainer(PublishingTrainer):
         prepare_to_train(model)
         if args.world_size > 1 and args.sync_batchnorm:
             distributed.synchronise_batchnorm(model)
+        model.train()  # as training will have it: BatchNorm in evaluation needs no other images
+        ratio = unlabeled_ratio if labeled_source is not None else 0
+        model.check_batch(args.per_device_train_batch_size * (1 + ratio), args.world_size)
+        for key, size in processing_class.view_sizes.items():
+            model.check_size(key, *size)
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries
         self.shuffle_buffer = shuffle_buffer
         self.labeled_source, self.labeled_rows, self.unlabeled_ratio = labeled_source, labeled_rows, unlabeled_ratio
@@ -184,7 +189,7 @@ class SSLTrainer(PublishingTrainer):
 
     def _sample(self) -> dict[str, Any]:
         """A batch from a loader of its own: the run's stream, ledger and random numbers do not notice."""
-        size = min(self._train_batch_size, precision.ROWS)
+        size = max(min(self._train_batch_size, precision.ROWS), self.method.fewest_images()[0], 2)
         return next(iter(self._build_loader(size, rank=0, world_size=1, num_workers=0, shuffle_buffer=1)))
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
@@ -216,7 +221,7 @@ class SSLTrainer(PublishingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        outputs = model(**inputs)
+        outputs = model(**inputs, return_dict=True)
         self.last_embeddings = outputs.embeddings.detach()
         self.last_metrics = outputs.metrics or {}
         self.last_loss = outputs.loss.detach()

@@ -74,6 +74,7 @@ class SSLCLIPForPreTraining(SSLModel):
         teaches="an image and its caption attract, all other pairs of the batch repel",
     )
     lr_scaling = ("none", 32768)
+    compares_images = "without others there are no negatives"
     default_backbone = "vit-base"
     can_collapse = False  # one vector for all images is a loss of ln B; healthy image vectors fill a narrow cone only
     default_arguments: ClassVar = {
@@ -101,6 +102,13 @@ class SSLCLIPForPreTraining(SSLModel):
         if module is self:  # transformers leaves it to the constructor, which from_pretrained runs without memory
             init.constant_(self.backbone.logit_scale, self.backbone.config.logit_scale_init_value)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The text tower's table of tokens: the one input that is looked up."""
+        return self.backbone.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.text_model.set_input_embeddings(value)
+
     def update_state(self) -> None:
         self.backbone.logit_scale.clamp_(max=MAX_LOGIT_SCALE)  # section 2.5: never more than a factor of 100
 
@@ -108,12 +116,10 @@ class SSLCLIPForPreTraining(SSLModel):
         """(B, L) token ids -> (B, D) in the joint space, not normalised."""
         return self.backbone.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
 
-    def forward(
+    def losses(
         self, pixel_values: Tensor, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> SSLOutput:
-        """pixel_values: (B, 1, C, H, W) or (B, C, H, W); with input_ids and attention_mask (B, L) to train."""
-        if input_ids is None and pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
+        """pixel_values: (B, 1, C, H, W) or (B, C, H, W); input_ids and attention_mask: (B, L), a text each."""
         pixel_values, input_ids = _pairs(pixel_values, input_ids)
         images = self._in_chunks(self.features, pixel_values)
         texts = self._in_chunks(self.text_features, input_ids, attention_mask)

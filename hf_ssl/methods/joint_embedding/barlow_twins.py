@@ -58,6 +58,7 @@ class BarlowTwinsForPreTraining(JointEmbeddingModel):
     )
     processor_class = BarlowTwinsImageProcessor
     lr_scaling = ("linear", 256)
+    compares_images = "it correlates dimensions over the images of the batch"
     default_arguments: ClassVar = {
         "optim": "lars", "base_learning_rate": 0.2, "min_learning_rate": 2e-4, "weight_decay": 1e-6,
         "warmup_steps": 0.1, "per_device_train_batch_size": 256, "num_train_epochs": 100,

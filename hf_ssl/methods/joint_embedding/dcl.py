@@ -60,6 +60,7 @@ class DCLForPreTraining(JointEmbeddingModel):
     )
     processor_class = DCLImageProcessor
     lr_scaling = ("linear", 256)
+    compares_images = "without others there are no negatives"
     default_arguments: ClassVar = {  # the paper's: SGD at .03 · batch/256 (memory)
         "optim": "sgd_momentum", "momentum": 0.9, "base_learning_rate": 0.03, "weight_decay": 1e-4,
         "per_device_train_batch_size": 256, "num_train_epochs": 200,

@@ -81,10 +81,8 @@ class DINOForPreTraining(SelfDistillationModel):
         if self.config.norm_last_layer:
             yield self.head.last_layer.weight_g
 
-    def forward(self, pixel_values: Tensor, local_pixel_values: Tensor | None = None) -> SSLOutput:
-        """pixel_values: (B, 2, C, H, W) large crops, or (B, C, H, W) to embed; local_pixel_values: (B, V, C, h, w)."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
+    def losses(self, pixel_values: Tensor, local_pixel_values: Tensor | None = None) -> SSLOutput:
+        """pixel_values: (B, 2, C, H, W) large crops; local_pixel_values: (B, V, C, h, w)."""
         batch = len(pixel_values)
         encoded = self.encode_crops(pixel_values, local_pixel_values)
         student = self.project(self.head, torch.cat(encoded), batch)

@@ -95,7 +95,7 @@ class SSLDINOv3ForPreTraining(PatchDistillationModel):
         if self.config.gram_weight:
             self.gram.advance(self.teacher_backbone)
 
-    def forward(
+    def losses(
         self,
         pixel_values: Tensor,
         local_pixel_values: Tensor | None = None,
@@ -104,8 +104,6 @@ class SSLDINOv3ForPreTraining(PatchDistillationModel):
     ) -> SSLOutput:
         """As ``PatchDistillationModel``; gram_pixel_values: (B, 2, C, H', W') the large crops as the Gram teacher sees
         them, at any size."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
         loss, student, metrics = self.distil(pixel_values, local_pixel_values, masks)
         if self.config.gram_weight:
             seen = pixel_values if gram_pixel_values is None else gram_pixel_values
@@ -131,4 +129,4 @@ class SSLDINOv3ForPreTraining(PatchDistillationModel):
         super()._init_weights(module)
         # A first stage's checkpoint fills all but the Gram teacher; ``self`` then counts as whole and is not visited.
         if self.config.gram_weight and module in (self, self.gram):
-            self.gram.reset(self.teacher_backbone)
+            self.gram.start(self.teacher_backbone)

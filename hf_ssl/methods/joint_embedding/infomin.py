@@ -77,11 +77,8 @@ class InfoMinForPreTraining(MomentumContrastModel):
         self.patch_head = PatchesHead(dim, config.hidden_dim or dim, config.projection_dim, config.num_patches)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, patch_pixel_values: Tensor | None = None) -> SSLOutput:
-        """pixel_values: (B, 2, C, H, W), query view and key view, and patch_pixel_values: (B, P, C, h, w) to train;
-        pixel_values alone, (B, C, H, W), to embed."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
+    def losses(self, pixel_values: Tensor, patch_pixel_values: Tensor | None = None) -> SSLOutput:
+        """pixel_values: (B, 2, C, H, W), query view and key view, and patch_pixel_values: (B, P, C, h, w)."""
         self.check_views(pixel_values)
         cut = self.patch_head.check(patch_pixel_values, self.paper.name)
         keys = self.keys(pixel_values[:, 1:])

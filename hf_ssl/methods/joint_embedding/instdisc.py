@@ -64,10 +64,8 @@ class InstDiscForPreTraining(InstanceModel):
         self.add_bank(scale=(3 / config.projection_dim) ** 0.5)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, index: Tensor | None = None) -> SSLOutput:
-        """pixel_values: (B, 1, C, H, W) to train, with the images' row numbers, index (B,); (B, C, H, W) to embed."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
+    def losses(self, pixel_values: Tensor, index: Tensor | None = None) -> SSLOutput:
+        """pixel_values: (B, 1, C, H, W), with the images' row numbers, index (B,)."""
         self.check_views(pixel_values)
         index = self.check_index(index)
         embeddings = self.encode(pixel_values)

@@ -78,6 +78,7 @@ class LeJEPAForPreTraining(JointEmbeddingModel):
     processor_class = LeJEPAImageProcessor
     default_backbone = "vit-small"
     lr_scaling = ("none", 256)
+    compares_images = "SIGReg tests how the images of the batch are distributed"
     default_arguments: ClassVar = {
         "optim": "adamw_torch_fused", "base_learning_rate": 5e-4, "min_learning_rate": 5e-7, "weight_decay": 0.05,
         "warmup_steps": 0.1, "per_device_train_batch_size": 128, "num_train_epochs": 100,
@@ -88,10 +89,8 @@ class LeJEPAForPreTraining(JointEmbeddingModel):
         self.projector = self.make_projector(config.num_layers, hidden_bias=True)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, local_pixel_values: Tensor | None = None) -> SSLOutput:
-        """pixel_values: (B, 2, C, H, W) large crops, or (B, C, H, W) to embed; local_pixel_values: (B, V, C, h, w)."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
+    def losses(self, pixel_values: Tensor, local_pixel_values: Tensor | None = None) -> SSLOutput:
+        """pixel_values: (B, 2, C, H, W) large crops; local_pixel_values: (B, V, C, h, w)."""
         self.check_views(pixel_values)
         encoded = self.encode_crops(pixel_values, local_pixel_values)
         batch, c = len(pixel_values), self.config

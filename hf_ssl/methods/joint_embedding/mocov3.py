@@ -63,6 +63,7 @@ class MoCoV3ForPreTraining(TeacherModel):
     processor_class = MoCoV3ImageProcessor
     default_backbone = "vit-small"
     lr_scaling = ("linear", 256)
+    compares_images = "without others there are no negatives"
     default_arguments = {
         "optim": "adamw_torch_fused", "base_learning_rate": 1.5e-4, "weight_decay": 0.1, "warmup_steps": 0.13,
         "max_grad_norm": 0.0, "per_device_train_batch_size": 256, "num_train_epochs": 300,

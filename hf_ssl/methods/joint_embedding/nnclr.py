@@ -62,6 +62,7 @@ class NNCLRForPreTraining(JointEmbeddingModel):
     )
     processor_class = NNCLRImageProcessor
     lr_scaling = ("linear", 256)
+    compares_images = "without others there are no negatives"
     default_arguments: ClassVar = {
         "optim": "lars", "base_learning_rate": 0.3, "weight_decay": 1e-6, "warmup_steps": 0.01,
         "per_device_train_batch_size": 256, "num_train_epochs": 1000,

@@ -9,6 +9,7 @@ Where this differs from the official code: the mean distance that scales the ass
 as an average that starts at nothing; there it counts the batch at hand as well and starts at a half.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -100,16 +101,14 @@ class OBoWForPreTraining(TeacherModel):
         self.add_teacher()
         self.post_init()
 
-    def forward(
+    def losses(
         self,
         pixel_values: Tensor,
         local_pixel_values: Tensor | None = None,
         teacher_pixel_values: Tensor | None = None,
     ) -> SSLOutput:
-        """pixel_values: (B, 2, C, H, W) crops, or (B, C, H, W) to embed; local_pixel_values: (B, V, C, h, w);
+        """pixel_values: (B, 2, C, H, W) crops; local_pixel_values: (B, V, C, h, w);
         teacher_pixel_values: (B, 1, C, H', W'), the whole image."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
         self.check_views(pixel_values)
         if teacher_pixel_values is None:
             raise ValueError("OBoW's teacher looks at the whole image: give teacher_pixel_values (B, 1, C, H, W)")
@@ -122,6 +121,10 @@ class OBoWForPreTraining(TeacherModel):
         return SSLOutput(loss, encoded[0], {
             "bag_entropy": entropies["teacher_entropy"], "vocabulary_entropy": entropies["prototype_entropy"],
         })  # fmt: skip
+
+    def batch_statistics(self) -> Iterator[nn.Module]:
+        apart = {id(module) for module in self.generators.modules()}  # these see the vocabulary, not images
+        return (layer for layer in super().batch_statistics() if id(layer) not in apart)
 
     def predict(self, features: list[Tensor], bags: list[Tensor]) -> Tensor:
         """KL divergence of the predicted words, mean over rows and levels, summed over the kinds of crops (eq. 4)."""
@@ -137,7 +140,7 @@ class OBoWForPreTraining(TeacherModel):
         """(K, D) of every level: weights generated from the words."""
         with distributed.alone():  # the generators' BatchNorm sees the vocabulary, which is the same on all ranks
             return [
-                self.config.kappa * F.normalize(generator(F.normalize(queue.rows, dim=1)), dim=1)
+                self.config.kappa * F.normalize(_generate(generator, queue.rows), dim=1)
                 for generator, queue in zip(self.generators, self.vocabulary, strict=True)
             ]
 
@@ -172,6 +175,11 @@ class OBoWForPreTraining(TeacherModel):
         self.nearest.advance(self.config.distance_momentum)
         for queue in self.vocabulary:
             queue.advance()
+
+
+def _generate(generator: MLPHead, words: Tensor) -> Tensor:
+    """Weights (K, D), float32, of the words (K, d), by a generator that may have been loaded in another precision."""
+    return generator(F.normalize(words, dim=1).to(next(generator.parameters()).dtype)).float()
 
 
 def _inner(level: Tensor) -> Tensor:

@@ -78,13 +78,10 @@ class PIRLForPreTraining(InstanceModel):
         self.add_bank()
         self.post_init()
 
-    def forward(
+    def losses(
         self, pixel_values: Tensor, patch_pixel_values: Tensor | None = None, index: Tensor | None = None
     ) -> SSLOutput:
-        """pixel_values: (B, 1, C, H, W), patch_pixel_values: (B, P, C, h, w), index: the images' row numbers (B,) to
-        train; pixel_values alone, (B, C, H, W), to embed."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
+        """pixel_values: (B, 1, C, H, W), patch_pixel_values: (B, P, C, h, w), index: the images' row numbers (B,)."""
         self.check_views(pixel_values)
         index = self.check_index(index)
         patches = self.patch_head.check(patch_pixel_values, self.paper.name)

@@ -51,6 +51,7 @@ class SimCLRForPreTraining(JointEmbeddingModel):
     )
     processor_class = SimCLRImageProcessor
     lr_scaling = ("linear", 256)
+    compares_images = "without others there are no negatives"
     default_arguments: ClassVar = {
         "optim": "lars", "base_learning_rate": 0.3, "weight_decay": 1e-4, "warmup_steps": 0.1,
         "per_device_train_batch_size": 256, "num_train_epochs": 100,

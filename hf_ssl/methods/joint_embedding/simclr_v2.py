@@ -80,6 +80,7 @@ class SimCLRv2ForPreTraining(TeacherModel):
     )
     processor_class = SimCLRv2ImageProcessor
     lr_scaling = ("sqrt", 1)  # the paper's .1 · √batch
+    compares_images = "without others there are no negatives"
     teacher_buffers = True
     default_arguments = {
         "optim": "lars", "base_learning_rate": 0.1, "weight_decay": 1e-4, "warmup_steps": 0.05,

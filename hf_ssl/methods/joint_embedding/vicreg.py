@@ -57,6 +57,7 @@ class VICRegForPreTraining(JointEmbeddingModel):
     )
     processor_class = VICRegImageProcessor
     lr_scaling = ("linear", 256)
+    compares_images = "variance and covariance are taken over the images of the batch"
     default_arguments: ClassVar = {
         "optim": "lars", "base_learning_rate": 0.3, "min_learning_rate": 3e-4, "weight_decay": 1e-6,
         "warmup_steps": 0.1, "per_device_train_batch_size": 256, "num_train_epochs": 100,

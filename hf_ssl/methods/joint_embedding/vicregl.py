@@ -81,6 +81,7 @@ class VICRegLForPreTraining(JointEmbeddingModel):
     )
     processor_class = VICRegLImageProcessor
     lr_scaling = ("linear", 256)
+    compares_images = "variance and covariance are taken over the images of the batch"
     default_arguments: ClassVar = {
         "optim": "lars", "base_learning_rate": 0.3, "min_learning_rate": 3e-4, "weight_decay": 1e-6,
         "warmup_steps": 0.1, "per_device_train_batch_size": 256, "num_train_epochs": 100,
@@ -93,17 +94,15 @@ class VICRegLForPreTraining(JointEmbeddingModel):
         self.map_projector = MLPHead([dim, *[config.map_dim] * 3], hidden_bias=True, last_bias=False)
         self.post_init()
 
-    def forward(
+    def losses(
         self,
         pixel_values: Tensor,
         pixel_values_boxes: Tensor | None = None,
         local_pixel_values: Tensor | None = None,
         local_pixel_values_boxes: Tensor | None = None,
     ) -> SSLOutput:
-        """pixel_values: (B, V, C, H, W) large views, at least 2, or (B, C, H, W) to embed; local_pixel_values: small
+        """pixel_values: (B, V, C, H, W) large views, at least 2; local_pixel_values: small
         ones. *_boxes: (B, V, 5), where the views were cut from, as the image processor hands them out."""
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
         self.check_views(pixel_values)
         embeddings, views = self._encode_views(pixel_values, pixel_values_boxes, self.config.matches)
         if local_pixel_values is not None:

@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ...distributed import gather_with_grad, step_uniform
+from ...distributed import gather_with_grad, step_uniform, world_size
 from ...joint_embedding import JointEmbeddingModel
 from ...modeling import MultiViewConfig, Paper
 from ...processing import SSLImageProcessor, presets
+
+_FAINT = 1e-3  # share of the identity below which a covariance that lacks a direction has no factor in float32
 
 
 @strict
@@ -88,6 +90,19 @@ class WMSEForPreTraining(JointEmbeddingModel):
         super().__init__(config)
         self.projector = self.make_projector(config.num_layers, hidden_bias=True)
         self.post_init()
+
+    def fewest_images(self) -> tuple[int, str]:
+        c = self.config
+        if c.epsilon >= _FAINT:
+            return 2, "their covariance is whitened"
+        return c.projection_dim + 1, (
+            f"fewer do not span the projection_dim={c.projection_dim} dimensions that are whitened (a smaller "
+            f"projection_dim, or an epsilon of at least {_FAINT:g}, takes fewer)"
+        )
+
+    def check_batch(self, images: int, ranks: int | None = None) -> None:
+        super().check_batch(images, ranks)
+        sub_batches(images * (world_size() if ranks is None else ranks), self.config.sub_batch)
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         rows, c = self.projector(embeddings).float().unflatten(0, (-1, len(pixel_values))), self.config

@@ -67,6 +67,7 @@ class MAEForPreTraining(SSLModel):
     )
     default_backbone = "vit-base"
     lr_scaling = ("linear", 256)
+    masked_views = ("pixel_values",)
     can_collapse = False  # pixels are the target; a low rank of the class token is no sign of anything
     default_arguments: ClassVar = {
         "optim": "adamw_torch_fused", "base_learning_rate": 1.5e-4, "weight_decay": 0.05, "adam_beta2": 0.95,
@@ -97,13 +98,11 @@ class MAEForPreTraining(SSLModel):
         if self.config.fixed_positions:
             yield self.backbone.embeddings.position_embeddings
 
-    def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> SSLOutput:
-        """pixel_values: (B, 1, C, H, W) to train, (B, C, H, W) to embed (nothing masked).
+    def losses(self, pixel_values: Tensor, noise: Tensor | None = None) -> SSLOutput:
+        """pixel_values: (B, 1, C, H, W).
 
         noise: (B, N) uniform numbers that order the patches, lowest kept; drawn here if None.
         """
-        if pixel_values.ndim == 4:
-            return SSLOutput(embeddings=self.features(pixel_values))
         images = pixel_values.flatten(0, 1)
         keep, restore, mask = self._draw_mask(images, noise)
         latent = backbones.visible_tokens(self.backbone, images, keep)
