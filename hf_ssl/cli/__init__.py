@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CommandError, ValueError, OSError) as error:
         return _complain(error, 1, debug)
     except Exception as error:
-        if type(error).__name__ not in ("TooManyBadImages", "StrictDataclassFieldValidationError"):
+        if type(error).__name__ not in ("TooManyBadImages", "WorkerError", "StrictDataclassFieldValidationError"):
             raise
         return _complain(error, 1, debug)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import atexit
-import signal
 import weakref
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from hf_ssl.data import workers
 from hf_ssl.data.decode import BadImageError, open_jpeg
 from hf_ssl.data.ledger import BadImageLedger, TooManyBadImages
 from hf_ssl.data.sources import ImageSource
@@ -20,8 +19,6 @@ from hf_ssl.data.stream import RowStream, derive
 
 if TYPE_CHECKING:
     from hf_ssl.data.pairs import PairCollator, PairStream
-
-_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
 class ViewCollator:
@@ -125,6 +122,8 @@ class ViewCollator:
             value = np.asarray(value)
             if key not in batch:
                 batch[key] = torch.from_numpy(np.empty((count, *value.shape), value.dtype))
+                if torch.utils.data.get_worker_info() is not None:
+                    workers.share(batch[key])  # before it is written: it is not copied later
             if batch[key].shape[1:] != value.shape:
                 raise RuntimeError(
                     f"The image processor gave {key} of shape {value.shape} for one image and "
@@ -155,6 +154,7 @@ class BatchLoader:
         self.steps_per_epoch = stream.steps_per_epoch
         self.position = stream.start_batch
         self.ledger = BadImageLedger(stream.num_images)
+        self.ended: Callable[[], bool] = lambda: False  # whether to give up a wait for the workers
         self._batches: Iterator[dict] | None = None
         atexit.register(
             _close, weakref.ref(self)
@@ -183,39 +183,33 @@ class BatchLoader:
     def close(self) -> None:
         """Stop the workers. The next iteration starts them again at the same position."""
         batches, self._batches = self._batches, None
-        if batches is not None and hasattr(batches, "_shutdown_workers"):
-            with suppress(RuntimeError):  # raised by torch's handler when a worker died just now
-                batches._shutdown_workers()
+        if batches is not None:
+            workers.stop(batches)
 
     def _next(self) -> dict[str, Any]:
         if self._batches is None:
             self.dataset.start_batch = self.position
-            with _signals_blocked():
-                self._batches = iter(self._loader())
+            self._batches = workers.start(self._loader())
         try:
-            batch = next(self._batches)
-        except (RuntimeError, OSError, EOFError) as error:  # which one depends on what the worker was about to send
-            self.close()  # torch would go on raising at every signal of a child, in the middle of a checkpoint too
-            if not isinstance(error, (ConnectionError, EOFError)) and "DataLoader worker (pid" not in str(error):
-                raise
-            raise RuntimeError(
-                f"A data-loading worker died at batch {self.position} ({type(error).__name__}: {error}). It was most "
-                "likely killed for memory: use fewer workers (dataloader_num_workers) or a smaller batch."
-            ) from error
+            batch = workers.next_batch(self._batches, self.ended, f" at batch {self.position}")
+        except BaseException:
+            self.close()  # the next iteration starts anew, at the same position
+            raise
         self.ledger.update(batch.pop("_skipped"), self.dataset.images_per_batch)
         self.position += 1
         return batch
 
     def _loader(self) -> torch.utils.data.DataLoader:
-        workers = self.num_workers
+        count = self.num_workers
         return torch.utils.data.DataLoader(
             self.dataset,
             batch_size=self.batch_size,
-            collate_fn=self.collator,
-            num_workers=workers,
+            collate_fn=workers.Shared(self.collator),
+            num_workers=count,
             pin_memory=self.pin_memory,
-            prefetch_factor=self.prefetch if workers else None,
-            worker_init_fn=_prepare_worker if workers else None,
+            prefetch_factor=self.prefetch if count else None,
+            worker_init_fn=workers.prepare if count else None,
+            timeout=workers.poll(count),
             generator=torch.Generator(),  # its own: a restart must not draw from the generator that training uses
         )
 
@@ -269,27 +263,6 @@ def build_dataloader(
     stream = RowStream(source, batch_size, rank, world_size, seed, shuffle, shuffle_buffer, start_batch, columns)
     collator = ViewCollator(source, processor, seed, keep_columns, encode_text=encode_text)
     return BatchLoader(stream, collator, num_workers, pin, prefetch)
-
-
-def _prepare_worker(worker: int) -> None:
-    import cv2
-
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # a second SIGTERM ends the worker: Python sends one to what is left at its end
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """A worker inherits the block and lifts it when it is ready, so that no signal finds it half started."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _close(loader: weakref.ref) -> None:

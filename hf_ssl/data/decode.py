@@ -14,6 +14,7 @@ import io
 import os
 import re
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,25 @@ import simplejpeg
 from PIL import Image, ImageFile, ImageOps
 
 from hf_ssl.data import remote
+from hf_ssl.data.files import NotRegularError, open_regular, read_starting
 
 MAX_PIXELS = 178_956_970  # Pillow's own error limit; checked from the header, before anything is decoded
 _ORIENTATION = 0x0112  # EXIF tag
+_BYTES = (bytes, bytearray, memoryview)
 _JPEG = b"\xff\xd8\xff"
+_JPEG_FRAMES = frozenset((0xC0, 0xC1, 0xC2))
+_JPEG_SEGMENTS = frozenset((*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE))
 _PNG = b"\x89PNG\r\n\x1a\n"
+# Chunks that leave the picture as it is, with the lengths they may have; all others are Pillow's to judge.
+_PNG_LENGTHS = {
+    b"gAMA": (4,), b"cHRM": (32,), b"sRGB": (1,), b"pHYs": (9,), b"tIME": (7,), b"sBIT": (1, 3), b"bKGD": (2, 6),
+}  # fmt: skip
+# Keywords of texts; some others (exif, "Raw profile type ...", XML:com.adobe.xmp, transparency) turn a picture.
+_PNG_WORDS = {
+    b"title", b"author", b"description", b"copyright", b"creation time", b"software", b"disclaimer", b"warning",
+    b"source", b"comment", b"date:create", b"date:modify", b"date:timestamp",
+}  # fmt: skip
+_PNG_TEXTS = 1 << 20  # bytes of all of them
 _PGM = re.compile(rb"P5\s+([0-9]{1,9})\s+([0-9]{1,9})\s+255\s")  # no comments
 
 # Pillow warns from half that limit on; here the limit is enforced, so in a training log the warning is only noise.
@@ -119,9 +134,7 @@ def open_jpeg(value: Any, channels: int = 3, where: str = "") -> Jpeg | None:
     if isinstance(value, (str, Path)):
         where = where or str(value)
         try:
-            with open(value, "rb") as file:
-                start = file.read(3)
-                value = start + file.read() if start == _JPEG else None
+            value = read_starting(value, _JPEG)
         except OSError:
             return None
     if not isinstance(value, bytes) or value[:3] != _JPEG:
@@ -134,18 +147,20 @@ def open_jpeg(value: Any, channels: int = 3, where: str = "") -> Jpeg | None:
 
 def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
     """(height, width, components) of a baseline or progressive 8-bit JPEG of 1 or 3 components that stands upright."""
-    at, described = 2, False
+    at, described, found = 2, False, None
     while at + 10 < len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in (0xC0, 0xC1, 0xC2):
-            height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
-            plain = data[at + 4] == 8 and data[at + 9] in (1, 3) and height and width
-            return (height, width, data[at + 9]) if plain and (not described or _is_upright(data)) else None
-        if marker == 0xE1:  # EXIF or XMP, either may turn the picture
-            described = True
-        elif not (0xE0 <= marker <= 0xEF or marker in (0xC4, 0xDB, 0xDD, 0xFE)):
+        marker = data[at + 1]
+        if marker in _JPEG_FRAMES and found is None:
+            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+            if data[at + 4] != 8 or data[at + 9] not in (1, 3) or not height or not width:
+                return None
+            found = height, width, data[at + 9]
+        elif marker == 0xDA:  # pixels follow
+            return found if not described or _is_upright(data) else None
+        elif marker not in _JPEG_SEGMENTS:
             return None
-        at += length
+        described |= marker == 0xE1  # EXIF or XMP, either may turn the picture
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
     return None
 
 
@@ -170,17 +185,37 @@ def _decode_png(data: bytes, channels: int) -> np.ndarray | None:
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
     if channels not in (1, 3) or (data[25] == 2 and channels == 1) or width * height > MAX_PIXELS:
         return None
-    at = 33
-    while data[at + 4 : at + 8] != b"IEND":
-        if data[at + 4 : at + 8] in (b"tRNS", b"eXIf", b""):  # transparent, turned, or cut off
-            return None
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    if not _png_is_plain(data):
+        return None
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         return None
     if pixels.ndim == 3:
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if channels == 3 else pixels[:, :, None]
+
+
+def _png_is_plain(data: bytes) -> bool:
+    """Whether every chunk up to the end is sound and one of those that change nothing of the picture."""
+    at, pixels, texts = 33, 0, 0  # pixels: 0 before them, 1 among them, 2 after them
+    while (kind := data[at + 4 : at + 8]) != b"IEND":
+        length = int.from_bytes(data[at : at + 4], "big")
+        if kind == b"IDAT":
+            if pixels == 2:
+                return False
+            pixels = 1
+        else:
+            body = data[at + 8 : at + 8 + length]
+            texts += length
+            known = length in _PNG_LENGTHS.get(kind, ()) or (
+                kind == b"tEXt" and body.partition(b"\0")[0].lower() in _PNG_WORDS
+            )
+            crc = int.from_bytes(data[at + 8 + length : at + 12 + length], "big")
+            if not known or texts > _PNG_TEXTS or zlib.crc32(body, zlib.crc32(kind)) != crc:
+                return False
+            pixels = 2 if pixels else 0
+        at += 12 + length
+    return pixels > 0
 
 
 def _is_upright(data: bytes) -> bool:
@@ -196,7 +231,8 @@ def _from_file(value: bytes | str | Path | None, channels: int, keep_alpha: bool
         raise BadImageError(where, "the row holds no image (neither bytes nor a path)")
     if isinstance(value, str) and "://" in value:  # streamed folders of the Hub hand out hf:// addresses
         value = remote.read(value)
-    with Image.open(io.BytesIO(value) if isinstance(value, (bytes, bytearray, memoryview)) else value) as image:
+    # by its path Pillow would map an uncompressed TIFF, and forget to turn it
+    with io.BytesIO(value) if isinstance(value, _BYTES) else open_regular(value) as file, Image.open(file) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise BadImageError(where, _too_large(width, height))
@@ -285,7 +321,9 @@ def _reason(value: Any, error: Exception) -> str:
     """The decoder's complaint in words a person can act on."""
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(error, NotRegularError):
+        return f"{error.strerror}"
+    if isinstance(value, _BYTES):
         size = len(value)
     else:
         size = os.path.getsize(value) if isinstance(value, (str, Path)) and os.path.isfile(value) else -1

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
+from hf_ssl.data import workers
 from hf_ssl.evaluation.knn import as_features
 from hf_ssl.evaluation.natives import image_features, image_processor
 from hf_ssl.loading import load_pretrained
@@ -320,9 +321,15 @@ def batches_of(
         rows, num_workers, total = _Stream(source.dataset, max_images), min(num_workers, 1), max_images
     else:
         rows, total = _Rows(source.dataset, positions), len(positions)
-    loader = DataLoader(rows, batch_size=batch_size, num_workers=num_workers, collate_fn=collect)
+    loader = DataLoader(
+        rows,
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=workers.Shared(collect),
+        timeout=workers.poll(num_workers),
+    )
     with tqdm(total=total, desc=f"{what}: {source.name} {source.split}", unit="img", disable=not progress) as bar:
-        for batch, kept, skipped in loader:
+        for batch, kept, skipped in workers.iterate(loader):
             collect.record(kept, skipped)
             bar.update(len(kept) + len(skipped))
             if batch is not None:

@@ -21,7 +21,8 @@ from ..data.collator import BadImageLedger, BatchLoader, TooManyBadImages, build
 from ..data.labels import LabeledRows
 from ..data.local import is_test
 from ..data.remote import RemoteError
-from ..data.sources import ImageSource
+from ..data.sources import ImageSource, SourceError
+from ..data.workers import WaitEnded, WorkerError
 from ..hub import scrub
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
@@ -126,6 +127,7 @@ class SSLTrainer(PublishingTrainer):
             num_workers=args.dataloader_num_workers,
             shuffle_buffer=self.shuffle_buffer,
         )
+        batches.ended = lambda: self.terminated
         batches.ledger.load_state_dict(self.ledger.state_dict())
         self.ledger = batches.ledger
         self._loader = EpochLoader(batches)
@@ -153,10 +155,10 @@ class SSLTrainer(PublishingTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         try:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
-        except (TooManyBadImages, RemoteError) as error:
-            self._save_checkpoint(self.model_wrapped, trial=None)
-            kind = type(error)  # of a worker's error the sentence alone, without its traceback
-            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2]) from error
+        except (TooManyBadImages, RemoteError, SourceError, WorkerError, WaitEnded):
+            if self.state.global_step:
+                self._save_checkpoint(self.model_wrapped, trial=None)
+            raise
 
     # --- precision ------------------------------------------------------------------------------------------------
 
@@ -333,6 +335,8 @@ class SSLTrainer(PublishingTrainer):
         self._images, self._clock = 0, time.perf_counter()
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        except WaitEnded:  # by SIGTERM; the checkpoint is written
+            output = None
         finally:
             self.stopper.restore()
             # Now, not when garbage is collected: queues are then closed before the workers are told, who wait in vain.

@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from hf_ssl.data import BadImageLedger, ImageSource, TooManyBadImages, ViewCollator, build_dataloader, load_source
+from hf_ssl.data.workers import WaitEnded, WorkerError
 from hf_ssl.processing import SSLImageProcessor
 from tests import PATIENCE
 
@@ -37,6 +40,19 @@ class Deadly(Views):
         if images[0][0, 0, 0] == 9:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().draw(images, rng)
+
+
+class Cramped(Views):
+    """A worker that may write no file of more than 1,000 bytes, shared memory included, as if that were full."""
+
+    def draw(self, images, rng, *_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        return {"pixel_values": np.zeros((2, 3, 64, 64), np.float32)}
+
+
+class Stuck(Views):
+    def draw(self, images, rng, *_):
+        time.sleep(600)
 
 
 class Picky(Views):
@@ -257,6 +273,44 @@ def test_a_dead_worker_is_a_sentence(make):
     loader = build_dataloader(source, Deadly(), BATCH, num_workers=1, shuffle=False)
     with pytest.raises(RuntimeError, match=r"data-loading worker died at batch .* killed for memory"):
         take(loader, 4)
+
+
+def test_shared_memory_that_is_full_is_a_sentence(make):
+    """torch drops such a batch in a background thread, and the training process waits for it for ever."""
+    loader = build_dataloader(picture_source([make.png(i) for i in range(8)]), Cramped(), BATCH, num_workers=1)
+    with pytest.raises(
+        WorkerError, match=r"There is no room in the shared memory \(/dev/shm, .*num_workers 0 needs none"
+    ):
+        take(loader, 1)
+
+
+def test_a_worker_that_dies_between_two_batches_raises_nowhere_else(make):
+    loader = build_dataloader(picture_source([make.png(i) for i in range(8)]), Views(), BATCH, num_workers=1)
+    iterator = iter(loader)
+    next(iterator)
+    worker = loader._batches._workers[0]
+    os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(0.5)  # a step, in which torch's own handler would raise
+    with pytest.raises(WorkerError, match=r"worker died at batch \d+ \(killed by SIGKILL\). It was most likely"):
+        take(loader, 9)
+
+
+def test_a_wait_for_workers_ends(make, monkeypatch):
+    """When somebody asks for it, and after half an hour in any case; a worker that hangs does not hang the end."""
+    monkeypatch.setattr("hf_ssl.data.workers._POLL", 0.05)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.05)  # how long torch waits for its end
+    loader = build_dataloader(picture_source([make.png(i) for i in range(8)]), Stuck(), BATCH, num_workers=1)
+    monkeypatch.setattr("hf_ssl.data.workers._PATIENCE", 0.1)
+    asked = iter([False, False, True, True])
+    loader.ended = lambda: next(asked)
+    with pytest.raises(WaitEnded):
+        next(iter(loader))
+    assert next(asked, None) is None
+    loader.ended = lambda: False
+    monkeypatch.setattr("hf_ssl.data.workers.SECONDS", 0.2)
+    with pytest.raises(WorkerError, match="No batch came from the data-loading workers"):
+        next(iter(loader))
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import struct
 import subprocess
 import sys
 import zlib
@@ -361,3 +363,144 @@ def test_png_that_needs_more_is_left_to_pillow(monkeypatch):
     for mode in ("P", "RGBA", "I;16", "1", "LA"):
         assert decode_image(encode(Image.new(mode, (4, 2)), "PNG")).shape == (2, 4, 3)
     assert decode_image(encode(picture, "PNG"), channels=1).shape == (2, 4, 1)
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def rgb_png(before=b"", after=b"", rows=None):
+    """A 4 x 2 PNG with chunks around its pixels; no two pixels are alike."""
+    stored = b"".join(b"\0" + bytes(range(9 * y, 9 * y + 12)) for y in range(2)) if rows is None else rows
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 2, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(stored))
+    return b"\x89PNG\r\n\x1a\n" + header + before + pixels + after + chunk(b"IEND", b"")
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+EXIF = TURNED.tobytes().removeprefix(b"Exif\0\0")
+RAW = b"\nexif\n%8d\n" % (len(EXIF) + 6) + (b"Exif\0\0" + EXIF).hex().encode()
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+BOMB = zlib.compress(b"a" * 2_000_000)
+
+
+def as_pillow_shows(data, channels=3):
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        return decode_image(ImageOps.exif_transpose(image), channels)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_png_is_turned_whatever_says_so(place, tmp_path):
+    """EXIF in a chunk, in ImageMagick's raw profile, plain or compressed; XMP: from bytes and from a file."""
+    for body in (
+        chunk(b"eXIf", EXIF),
+        chunk(b"tEXt", b"Raw profile type exif\0" + RAW),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(RAW)),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)),
+    ):
+        data = rgb_png(**{place: body})
+        (tmp_path / "a.png").write_bytes(data)
+        for value in (data, {"bytes": data, "path": None}, str(tmp_path / "a.png")):
+            picture = decode_image(value)
+            assert picture.shape == (4, 2, 3), body[:30]
+            np.testing.assert_array_equal(picture, as_pillow_shows(data))
+
+
+def test_an_animation_shows_what_pillow_shows_first():
+    first, second = flat("RGB", *RED), flat("RGB", *GREEN)
+    apart = encode(first, save_all=True, append_images=[second, second], default_image=True)
+    assert decode_image(apart)[0, 0].tolist() == list(RED)  # the default image is no frame
+    alone = rgb_png(chunk(b"acTL", struct.pack(">II", 2, 0)))
+    np.testing.assert_array_equal(decode_image(alone), decode_image(rgb_png()))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        chunk(b"zTXt", b"Comment\0\0" + BOMB),
+        chunk(b"iTXt", b"Comment\0\1\0\0\0" + BOMB),
+        chunk(b"iCCP", b"p\0\0" + BOMB),
+        chunk(b"pHYs", b"\0\0"),
+        chunk(b"tEXt", b"Comment\0x")[:-1] + b"?",
+    ],
+    ids=["zTXt bomb", "iTXt bomb", "iCCP bomb", "short pHYs", "wrong checksum"],
+)
+def test_a_png_with_a_chunk_that_pillow_refuses_is_refused(body):
+    assert np.array_equal(decode_image(rgb_png(chunk(b"tEXt", b"Comment\0x"))), decode_image(rgb_png()))
+    with pytest.raises(BadImageError, match="cannot be decoded"):
+        decode_image(rgb_png(body))
+
+
+def test_png_chunks_of_all_kinds_change_no_more_than_pillow_says():
+    """500 files with sound checksums and up to three chunks of any kind and length, before and after the pixels."""
+    rng = np.random.default_rng(0)
+    keys = [b"Comment", b"Software", b"exif", b"transparency", b"interlace", b"Title", b"", b"xmp"]
+    kinds = [
+        b"gAMA",
+        b"cHRM",
+        b"sRGB",
+        b"sBIT",
+        b"bKGD",
+        b"pHYs",
+        b"tIME",
+        b"tRNS",
+        b"PLTE",
+        b"acTL",
+        b"fcTL",
+        b"abCd",
+    ]
+    lengths = [0, 1, 2, 3, 4, 6, 7, 9, 26, 32]
+    seen = set()
+    for trial in range(500):
+        parts = []
+        for _ in range(rng.integers(4)):
+            text = b"\0".join((keys[rng.integers(len(keys))], rng.bytes(5)))
+            other = kinds[rng.integers(len(kinds))], rng.bytes(lengths[rng.integers(len(lengths))])
+            parts.append(chunk(*((b"tEXt", text) if rng.random() < 0.3 else other)))
+        rows = b"".join(b"\0" + rng.bytes(12) for _ in range(2))[: rng.choice([26, 26, 26, 20])]
+        cut = rng.integers(len(parts) + 1)
+        data = rgb_png(b"".join(parts[:cut]), b"".join(parts[cut:]), rows)
+        try:
+            wanted = as_pillow_shows(data).tobytes()
+        except (BadImageError, OSError, SyntaxError, ValueError, TypeError, struct.error, IndexError):
+            wanted = None
+        try:
+            found = decode_image(data).tobytes()
+        except BadImageError:
+            found = None
+        assert found == wanted, (trial, data)
+        seen.add(found is None)
+    assert seen == {True, False}
+
+
+def test_a_jpeg_is_turned_by_what_stands_behind_its_frame_header():
+    data = encode(Image.fromarray(noise()), "JPEG")
+    at = data.index(b"\xff\xda")
+    body = b"Exif\0\0" + EXIF
+    late = data[:at] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[at:]
+    assert open_jpeg(late) is None and open_jpeg(data) is not None
+    np.testing.assert_array_equal(decode_image(late), np.rot90(decode_image(data), -1))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_tiff_is_turned_from_a_file_as_from_bytes(mode, tmp_path):
+    """Pillow maps an uncompressed file that it opens by its path, and forgets its orientation."""
+    data = encode(Image.fromarray(RGB).convert(mode), "TIFF", tiffinfo={0x0112: 6})
+    (tmp_path / "a.tif").write_bytes(data)
+    assert decode_image(data).shape == (3, 2, 3)
+    np.testing.assert_array_equal(decode_image(str(tmp_path / "a.tif")), decode_image(data))
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    """Nobody writes into the pipe: to open it would be to wait for ever."""
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").symlink_to("/dev/zero")
+    (tmp_path / "c.jpg").mkdir()
+    for name, kind in (("a", "a pipe"), ("b", "a device"), ("c", "a folder")):
+        path = tmp_path / f"{name}.jpg"
+        assert open_jpeg(path) is None
+        with pytest.raises(BadImageError, match=f"{path}: {kind}, not a regular file"):
+            decode_image({"bytes": None, "path": str(path)})

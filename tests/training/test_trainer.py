@@ -5,6 +5,8 @@ import logging
 import os
 import resource
 import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -137,6 +139,37 @@ class SignalAt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class SignalWhileWaiting(TrainerCallback):
+    """The workers hang while there is a file; SIGTERM comes half a second after it was made."""
+
+    def __init__(self, hang):
+        self.hang = hang
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            self.hang.touch()
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+
+def test_sigterm_ends_a_run_whose_workers_hang(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr("hf_ssl.data.workers._PATIENCE", 1)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # how long torch waits for their end
+    hang = tmp_path / "hang"
+
+    def render(picture, rng):
+        while hang.exists():
+            time.sleep(0.1)
+        return picture[:, :, :3]
+
+    source = dataclasses.replace(pictures, render=render)
+    trainer = make_trainer(source, tmp_path / "run", save_steps=100, dataloader_num_workers=1)
+    trainer.add_callback(SignalWhileWaiting(hang))
+    trainer.train()
+    step = trainer.state.global_step
+    assert trainer.terminated and 2 <= step < 12
+    assert last_complete_checkpoint(tmp_path / "run") == str(tmp_path / "run" / f"checkpoint-{step}")
 
 
 def test_sigterm_saves_and_ends_cleanly(tmp_path, pictures):
