@@ -144,7 +144,7 @@ def _train(trainer: SSLTrainer, resume: Any, plan: Plan) -> None:
     try:
         trainer.train(resume_from_checkpoint=resume)
     except KeyboardInterrupt:
-        from ..training.trainer import last_complete_checkpoint
+        from ..training.checkpoints import last_complete_checkpoint
 
         last = last_complete_checkpoint(plan.output_dir)
         words = f"{last} is kept; {again}." if last else "No checkpoint had been written yet."

@@ -136,6 +136,11 @@ class SSLTrainingArguments(TrainingArguments):
         default=2000, metadata={"help": "At most so many images of a split in evaluations while training; 0 = all."}
     )
 
+    allow_changed: str | list[str] | None = field(
+        default=None,
+        metadata={"help": "Settings that may differ from the checkpoint's in a resumed run: learning_rate,seed."},
+    )
+
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision must be auto, fp32, bf16 or fp16, not {self.precision!r}")
@@ -144,6 +149,7 @@ class SSLTrainingArguments(TrainingArguments):
         if self.base_learning_rate is not None and self.base_learning_rate <= 0:
             raise ValueError(f"base_learning_rate must be positive, not {self.base_learning_rate}")
         name, shape = (str(getattr(value, "value", value)).lower() for value in (self.optim, self.lr_scheduler_type))
+        self.asked = {"optim": name, "lr_scheduler_type": shape}  # both are renamed below
         self.own_optimiser = name if name in OPTIMISERS else None
         if self.own_optimiser:
             self.optim = "sgd"  # a name Trainer knows; SSLTrainer.create_optimizer builds the one that was asked for
@@ -159,6 +165,13 @@ class SSLTrainingArguments(TrainingArguments):
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Trainer wants it said before it trains in bf16 on a CPU
         super().__post_init__()
+
+    @property
+    def allowed_changes(self) -> tuple[str, ...]:
+        """The names in ``allow_changed``, which is a list or text with commas."""
+        given = self.allow_changed or ()
+        names = given.split(",") if isinstance(given, str) else given
+        return tuple(name.strip().replace("-", "_") for name in names if name.strip())
 
     def _resolve_precision(self) -> None:
         if self.precision == "auto":

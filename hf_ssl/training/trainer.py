@@ -29,9 +29,10 @@ from . import online, precision
 from .arguments import SSLTrainingArguments
 from .build import check_rows
 from .callbacks import HealthCallback, MethodCallback, StopCallback
+from .checkpointing import CheckpointingTrainer
+from .checkpoints import last_complete_checkpoint
 from .optim import decay_names, hold_constant_rates, mark_groups, own_optimiser, scaled_learning_rate
-from .publish import PublishingTrainer
-from .resume import EpochLoader, last_complete_checkpoint
+from .resume import EpochLoader
 
 _LEDGER_FILE, _LABELED_FILE = "skipped_images.json", "labeled_rows.json"
 
@@ -40,7 +41,7 @@ class CheckpointError(OSError):
     """A checkpoint could not be written; the earlier ones are untouched."""
 
 
-class SSLTrainer(PublishingTrainer):
+class SSLTrainer(CheckpointingTrainer):
     """Trains a method on an ``ImageSource``; everything else is ``Trainer``.
 
     model: a method. train_source: images (labels are never read). processing_class: the method's image processor.
@@ -231,6 +232,8 @@ class SSLTrainer(PublishingTrainer):
             self._window[name] = (total + value, count + 1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.nothing_left and "train_runtime" in logs:
+            return  # no step was trained: its speed and loss would be zeros among the run's own
         if "loss" in logs and self._window:
             logs.update(self.method.log_metrics(self._window_means()))
             now = time.perf_counter()
@@ -317,17 +320,15 @@ class SSLTrainer(PublishingTrainer):
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
-            if resume_from_checkpoint is None:
-                raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
-        if resume_from_checkpoint and (ledger := Path(str(resume_from_checkpoint), _LEDGER_FILE)).is_file():
+        checkpoint = self._choose_checkpoint(resume_from_checkpoint)
+        if checkpoint and (ledger := Path(checkpoint, _LEDGER_FILE)).is_file():
             self.ledger.load_state_dict(json.loads(ledger.read_text()))
-        self._agree_on_labels(resume_from_checkpoint)
-        self._settle_precision(str(resume_from_checkpoint) if resume_from_checkpoint else None)
+        self._settle_precision(checkpoint)
+        self._settle_facts(checkpoint)
+        self._agree_on_labels(checkpoint)
         self._images, self._clock = 0, time.perf_counter()
         try:
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
             self.stopper.restore()
             # Now, not when garbage is collected: queues are then closed before the workers are told, who wait in vain.
