@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 import torch
-from transformers import SchedulerType, TrainingArguments
+from transformers import IntervalStrategy, SchedulerType, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from .. import schedules
 
@@ -136,6 +137,13 @@ class SSLTrainingArguments(TrainingArguments):
         default=2000, metadata={"help": "At most so many images of a split in evaluations while training; 0 = all."}
     )
 
+    save_steps: float | None = field(
+        default=None,
+        metadata={"help": "Save every so many steps, or below 1 every such share of them; default: save_minutes."},
+    )
+    save_minutes: float = field(
+        default=5.0, metadata={"help": "Without save_steps: save every so many minutes, and at the end."}
+    )
     allow_changed: str | list[str] | None = field(
         default=None,
         metadata={"help": "Settings that may differ from the checkpoint's in a resumed run: learning_rate,seed."},
@@ -161,10 +169,20 @@ class SSLTrainingArguments(TrainingArguments):
         # Rank 0's centre and queue sums must not overwrite the others' between micro-batches.
         if self.ddp_broadcast_buffers is None:
             self.ddp_broadcast_buffers = False
+        self._resolve_saving()
         self._resolve_precision()
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Trainer wants it said before it trains in bf16 on a CPU
         super().__post_init__()
+
+    def _resolve_saving(self) -> None:
+        """By the clock where nobody says how often; the best checkpoint needs a save at each evaluation."""
+        self.saves_by_time = SaveStrategy(self.save_strategy) == SaveStrategy.STEPS and not self.save_steps
+        if self.saves_by_time:
+            evaluates = self.load_best_model_at_end and IntervalStrategy(self.eval_strategy) == IntervalStrategy.STEPS
+            self.save_steps = (self.eval_steps or self.logging_steps) if evaluates else 0  # 0: never by their number
+        elif self.save_steps is None:
+            self.save_steps = 500  # Trainer's own, which its other strategies do not look at
 
     @property
     def allowed_changes(self) -> tuple[str, ...]:

@@ -188,13 +188,13 @@ def _instead(run: Path) -> str:
     return f"; the newest whole one is {whole}" if whole else ""
 
 
-def require_weights(folder: str | Path) -> None:
-    """ValueError where the files that a model is loaded from are damaged; a folder that lists none passes."""
-    folder = Path(folder)
-    if (folder / MANIFEST).exists() and (wrong := damage(folder, _is_model_file)) is not None:
-        raise ValueError(f"the checkpoint {folder} is not whole: {wrong}{_instead(folder.parent)}")
+def check_model(folder: str | Path) -> None:
+    """ValueError where the files that a model is loaded from are damaged, here or in the folder's ssl/."""
+    for place in (Path(folder), Path(folder, "ssl")):
+        if place.is_dir() and (wrong := damage(place, _is_model_file)) is not None:
+            raise ValueError(f"the model in {place} is not whole: {wrong}{_instead(place.parent)}")
 
 
 def _is_model_file(name: str) -> bool:
-    last = os.path.basename(name)
-    return last.startswith(("model", "config", "preprocessor", "token", "vocab", "merges", "special"))
+    kinds = ("model", "config.json", "preprocessor_config", "processor_config", "token", "vocab", "merges")
+    return os.path.basename(name).startswith(kinds)
