@@ -26,7 +26,14 @@ def train(argv: Sequence[str]) -> int:
     """The command. Everything that can be wrong with `argv` is said before torch is imported."""
     plan = plan_training(argv)
     start_missing_processes(plan.argv)
-    run(plan)
+    try:
+        run(plan)
+    except RuntimeError as error:
+        from ..training.stopping import ProcessLost, process_lost
+
+        if not process_lost(error) or isinstance(error, ProcessLost):
+            raise
+        raise CommandError(f"another process of this run has ended or does not answer{_kept(plan)}") from error
     leave_processes()
     return 0
 

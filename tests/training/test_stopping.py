@@ -1,13 +1,18 @@
 """When a run saves, and how it ends before its end."""
 
 import json
+import multiprocessing
 import os
 import signal
+import socket
 
 import pytest
+from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 
 from hf_ssl import SSLTrainingArguments
+from hf_ssl.cli import main
+from hf_ssl.training.callbacks import MethodCallback
 from hf_ssl.training.checkpoints import checkpoints, last_complete_checkpoint
 from hf_ssl.training.lock import NAME, RunLocked, lock
 
@@ -118,3 +123,53 @@ def test_a_lock_is_judged_by_who_left_it(tmp_path, caplog):
     assert (tmp_path / NAME).exists()
     with pytest.raises(ZeroDivisionError), lock(tmp_path / "gone"):  # nothing can be written there
         1 / 0  # noqa: B018
+
+
+def on_two_ranks(folder, number: int, at: int, length: int) -> list[int]:
+    """The exit codes of a run of the command line on two gloo processes, of which the second gets a signal."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    arguments = [
+        "--dataset", "emoji", "--output_dir", str(folder), "--backbone", "resnet-nano", "--image_size", "16",
+        "--per_device_train_batch_size", "8", "--projection_dim", "8", "--max_steps", str(length), "--use_cpu",
+        "--no_evaluation", "--no_report", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true",
+    ]  # fmt: skip
+
+    def rank(index: int):
+        def child():
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", RANK=str(index))
+            os.environ["LOCAL_RANK"] = str(index)
+            AcceleratorState._reset_state(reset_partial_state=True)  # what this process inherited has one rank
+            begin = MethodCallback.on_step_begin
+
+            def on_step_begin(self, args, state, control, **kwargs):
+                if index == 1 and state.global_step == at:
+                    os.kill(os.getpid(), number)
+                begin(self, args, state, control, **kwargs)
+
+            MethodCallback.on_step_begin = on_step_begin
+            os._exit(main(["train", "simclr", *arguments]))
+
+        return child
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=rank(index)) for index in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        process.kill()
+    return [process.exitcode for process in processes]
+
+
+def test_a_signal_at_one_rank_reaches_all(tmp_path, capfd):
+    """Before an agreement of the ranks, and after the last one; and the signal that no process survives."""
+    assert on_two_ranks(tmp_path / "middle", signal.SIGTERM, at=0, length=50) == [143, 143]
+    assert steps(tmp_path / "middle") == [1]
+    assert on_two_ranks(tmp_path / "end", signal.SIGTERM, at=2, length=3) == [143, 143]
+    assert steps(tmp_path / "end") == [3] and not (tmp_path / "end" / "ssl").exists()
+    assert on_two_ranks(tmp_path / "killed", signal.SIGKILL, at=2, length=50) == [1, -signal.SIGKILL]
+    said = capfd.readouterr().err
+    assert "another process of this run has ended" in said and "Traceback" not in said
+    assert "begins again" in said.strip().splitlines()[-1]
