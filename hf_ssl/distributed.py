@@ -4,13 +4,15 @@ Every function is the identity in a single process, so methods call them uncondi
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 _alone = False
 
@@ -32,6 +34,22 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _alone = before
+
+
+def from_first(decide: Callable[[], T]) -> T:
+    """What ``decide()`` returns on the first process, on all of them; its ValueError as well."""
+    told: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            told[0] = decide()
+        except ValueError as error:
+            told[1] = str(error)
+    if world_size() > 1:
+        dist.broadcast_object_list(told)
+    if told[1] is not None:
+        raise ValueError(told[1])
+    decided: T = told[0]
+    return decided
 
 
 class _AllGather(torch.autograd.Function):

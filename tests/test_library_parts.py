@@ -22,11 +22,15 @@ PARTS = {
     "_init_training_state": (TRAINER, "where a resumed run's stream starts"),
     "_init_weights": (MODELS, "overridden: heads, queues and teachers"),
     "_issue_warnings_after_load": (TRAINER, "overridden: a checkpoint that does not fit is an error"),
+    "_get_output_dir": (TRAINER, "where checkpoints lie"),
+    "_load_from_checkpoint": (TRAINER, "overridden: weights that do not fit are told in a sentence"),
+    "_load_optimizer_and_scheduler": (TRAINER, "overridden: settings that may change take effect"),
     "_prepare_input": (TRAINER, "overridden: copies pinned tensors asynchronously"),
     "_prepare_inputs": (TRAINER, "overridden: normalises the views on the device"),
     "_push_from_checkpoint": (TRAINER, "overridden: pushes a published repo"),
     "_save": (TRAINER, "overridden: no pickled arguments in a checkpoint"),
     "_save_checkpoint": (TRAINER, "overridden: a full disk leaves the earlier checkpoint"),
+    "_save_rng_state": (TRAINER, "overridden: every process has written before the files are listed"),
     "_supports_attention_backend": (MODELS, "set: methods pass attention on to their backbone"),
     "_supports_flash_attn": (MODELS, "set: methods pass attention on to their backbone"),
     "_supports_flex_attn": (MODELS, "set: methods pass attention on to their backbone"),
@@ -43,6 +47,7 @@ PARTS = {
 }  # fmt: skip
 # The same for what only instances have.
 ATTRIBUTES = {
+    "_last_lr": ("torch.optim.lr_scheduler.LRScheduler", "the learning rate that is logged"),
     "_indices": ("datasets.Dataset", "the rows of a selection"),
     "_train_batch_size": (TRAINER, "images per process and micro-batch"),
 }

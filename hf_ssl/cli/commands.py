@@ -12,6 +12,7 @@ from ..methods import METHODS
 from .console import CommandError, UsageError, nearest, quiet, say
 from .fields import Flag, paper
 from .flags import Parsed
+from .runfolder import existing, read_run
 
 _DATA = (
     Flag("dataset", ("str",), None, "emoji, emoji:placed, fashion-mnist, a folder, *.parquet, *.tar or a Hub id."),
@@ -218,16 +219,13 @@ def embed(parsed: Parsed) -> int:
 
 def export(parsed: Parsed) -> int:
     """A checkpoint (or a run) as a folder that plain transformers loads."""
-    path = Path(_one_word(parsed, "export", "RUN_OR_CHECKPOINT")).expanduser()
+    path = existing(_one_word(parsed, "export", "RUN_OR_CHECKPOINT"), "export")
     output = Path(_required(parsed, "export", "output", "my-model")).expanduser()
-    if not path.is_dir():
-        raise CommandError(f"export: there is no folder {path}.")
     if (output / "config.json").exists() and not parsed.values.get("overwrite"):
         raise CommandError(f"export: {output} holds a model already; --overwrite replaces it.")
     quiet()
     from ..hub import export as write_export
     from ..hub import load_method
-    from .runfolder import read_run
 
     model, processor = load_method(path)
     write_export(model, processor, output, read_run(path))
@@ -237,9 +235,7 @@ def export(parsed: Parsed) -> int:
 
 def report(parsed: Parsed) -> int:
     """report.html of a run."""
-    folder = Path(_one_word(parsed, "report", "RUN folder")).expanduser()
-    if not folder.is_dir():
-        raise CommandError(f"report: there is no folder {folder}.")
+    folder = existing(_one_word(parsed, "report", "RUN folder"), "report")
     values = _with_defaults(parsed, REPORT)
     quiet()
     from ..evaluation.report import write_report
@@ -264,6 +260,7 @@ def check_model(name: str, command: str) -> None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise CommandError(f"{command}: {path} holds no model: there is no config.json in it.")
+        existing(name, command)
     elif path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise CommandError(f"{command}: there is no model folder {path}.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from .commands import loading_lines
@@ -9,7 +10,7 @@ from .console import CommandError, UsageError, is_main, say
 from .fields import Flag
 from .flags import Parsed
 from .plan import Plan, plan_training
-from .runfolder import clear, cpus, held_run, read_run
+from .runfolder import clear, cpus, held_run, lock_folder, read_run
 
 METHOD, DATASET = "simclr", "emoji:placed"
 FLAGS = (
@@ -35,6 +36,14 @@ def demo(parsed: Parsed) -> int:
         raise UsageError(f"demo: {parsed.words[0]!r} is one word too many; the demo needs none.")
     plan = make_plan(parsed)
     folder = plan.output_dir
+    with lock_folder(folder) if is_main() else nullcontext():
+        _run(parsed, plan)
+    say("", "Load it anywhere, without hf_ssl:", *loading_lines(folder), "")
+    return 0
+
+
+def _run(parsed: Parsed, plan: Plan) -> None:
+    folder = plan.output_dir
     if is_main() and (held := held_run(folder)):
         if not str(read_run(folder).get("command")).startswith("hf-ssl demo"):
             raise CommandError(f"demo: {folder} holds something else ({held}); choose another --output_dir.")
@@ -47,8 +56,6 @@ def demo(parsed: Parsed) -> int:
     from .train import run
 
     run(plan, measures=("knn", "retrieval", "health"))  # a linear probe on raw pixels takes longer than the rest
-    say("", "Load it anywhere, without hf_ssl:", *loading_lines(folder), "")
-    return 0
 
 
 def make_plan(parsed: Parsed) -> Plan:

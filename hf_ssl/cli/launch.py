@@ -28,7 +28,7 @@ def start_missing_processes(argv: Sequence[str]) -> None:
             "run torchrun --nproc_per_node N -m hf_ssl.cli ... instead."
         )
     say(f"accelerate launch --cpu starts one process; torchrun starts the {count} that were asked for.")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
+    command = [sys.executable, "-m", "hf_ssl.cli.launch", "--nproc_per_node", str(count)]
     command += [
         "--master_addr",
         environment.pop("MASTER_ADDR"),
@@ -53,9 +53,31 @@ def _asked_for() -> int | None:
     return None
 
 
+def launch(argv: Sequence[str]) -> int:
+    """torchrun, with a sentence and the exit code of the process that ended first instead of its own traceback."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    try:
+        main(list(argv))
+    except SignalException as error:  # passed on to every process, which saved
+        return 128 + int(error.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        print(f"hf-ssl: process {rank} of the run ended first, with exit code {code}.", file=sys.stderr, flush=True)
+        return code
+    return 0
+
+
 def leave_processes() -> None:
     """Leave the group of processes, if there is one: gloo's threads abort a process that ends while they run."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(launch(sys.argv[1:]))

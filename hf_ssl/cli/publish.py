@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .console import CommandError, UsageError, quiet, say
+from .console import UsageError, quiet, say
 from .fields import Flag
 from .flags import Parsed
-from .runfolder import read_run
+from .runfolder import existing, read_run
 
 FLAGS = (
     Flag("private", ("bool",), False, "Make the repo private, if it is not there yet."),
@@ -26,9 +26,7 @@ def publish(parsed: Parsed) -> int:
     """RUN REPO: check the run folder, then push it in one commit."""
     if len(parsed.words) != 2:
         raise UsageError("publish: give RUN (a run folder or a checkpoint) and REPO (user/name).")
-    path, repo_id = Path(parsed.words[0]).expanduser(), parsed.words[1]
-    if not path.is_dir():
-        raise CommandError(f"publish: there is no folder {path}.")
+    path, repo_id = existing(parsed.words[0], "publish"), parsed.words[1]
     values = {flag.name: parsed.values.get(flag.name, flag.default) for flag in FLAGS}
     quiet()
     run = read_run(path)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..documents import DocumentError, read_json
+from ..training.checkpoints import check_model, checkpoints
+from ..training.lock import lock
 from .console import CommandError, masked
 
 _LEFT_BY_A_RUN = ("run.json", "trainer_state.json", "report.html", "model.safetensors")
@@ -22,19 +26,35 @@ def held_run(folder: Path) -> str | None:
     return next((path.name for path in checkpoints(folder)), None)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+def existing(path: str, command: str) -> Path:
+    """The folder `path` of a run, a checkpoint or a model. CommandError: there is none, or its model is damaged."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise CommandError(f"{command}: there is no folder {folder}.")
+    try:
+        check_model(folder)
+    except ValueError as error:
+        raise CommandError(f"{command}: {error}.") from None
+    return folder
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Make `folder`; within it no other run writes there. Raises CommandError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"The output_dir {folder} cannot be made: {error.strerror or error}.") from None
+    with lock(folder):
+        yield
 
 
 def prepare(folder: Path, resume: Any, overwrite: bool) -> None:
     """Make `folder` ready for a run; refuses to mix two runs. Raises CommandError."""
     if resume and overwrite:
         raise CommandError("Give --resume_from_checkpoint or --overwrite: one goes on, the other starts anew.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"The output_dir {folder} cannot be made: {error.strerror or error}.") from None
+    if resume is True and not checkpoints(folder):
+        _nothing_to_resume(folder)
     if not os.access(folder, os.W_OK):
         raise CommandError(f"The output_dir {folder} is not writable; choose another --output_dir.")
     held = held_run(folder)
@@ -46,6 +66,17 @@ def prepare(folder: Path, resume: Any, overwrite: bool) -> None:
             f"{folder} already holds a run ({held}); {hint}--overwrite replaces it, another --output_dir keeps both."
         )
     clear(folder)
+
+
+def _nothing_to_resume(folder: Path) -> None:
+    if held_run(folder) is None:
+        raise CommandError(
+            f"{folder} holds no run to resume: the same command without --resume_from_checkpoint begins."
+        )
+    raise CommandError(
+        f"The run in {folder} ended before its first checkpoint, so there is nothing to resume: the same command with "
+        "--overwrite instead of --resume_from_checkpoint begins it again."
+    )
 
 
 def clear(folder: Path) -> None:

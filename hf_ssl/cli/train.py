@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import tables
-from .console import Stopped, command_line, is_main, masked, quiet, say
+from .console import CommandError, Stopped, command_line, is_main, masked, quiet, say
 from .launch import leave_processes, start_missing_processes
 from .pictures import Pictures, load_pictures
 from .plan import Plan, plan_training
 from .publish import push
-from .runfolder import prepare, read_run, write_run
+from .runfolder import lock_folder, prepare, read_run, write_run
 
 if TYPE_CHECKING:
     from ..training.trainer import SSLTrainer
 
-SIGTERM_CODE = 143
+SIGINT_CODE, SIGTERM_CODE = 130, 143
 
 
 def train(argv: Sequence[str]) -> int:
     """The command. Everything that can be wrong with `argv` is said before torch is imported."""
     plan = plan_training(argv)
     start_missing_processes(plan.argv)
-    run(plan)
+    try:
+        run(plan)
+    except RuntimeError as error:
+        from ..training.stopping import ProcessLost, process_lost
+
+        if not process_lost(error) or isinstance(error, ProcessLost):
+            raise
+        raise CommandError(f"another process of this run has ended or does not answer{_kept(plan)}") from error
     leave_processes()
     return 0
 
@@ -35,6 +43,11 @@ def run(plan: Plan, measures: Sequence[str] | None = None) -> list[dict[str, Any
 
     measures: of the final table; None takes what suits the model.
     """
+    with lock_folder(plan.output_dir) if is_main() else nullcontext():
+        return _run(plan, measures)
+
+
+def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
     resume = plan.values.get("resume_from_checkpoint")
     if is_main():
         prepare(plan.output_dir, resume, plan.own["overwrite"])
@@ -138,24 +151,31 @@ def print_header(plan: Plan, trainer: SSLTrainer) -> None:
 
 
 def _train(trainer: SSLTrainer, resume: Any, plan: Plan) -> None:
-    again = "run the same command with --resume_from_checkpoint true to go on from there"
-    if plan.own["overwrite"]:
-        again += " (and without --overwrite)"
+    from ..training.stopping import ProcessLost
+
     try:
         trainer.train(resume_from_checkpoint=resume)
     except KeyboardInterrupt:
-        from ..training.trainer import last_complete_checkpoint
-
-        last = last_complete_checkpoint(plan.output_dir)
-        words = f"{last} is kept; {again}." if last else "No checkpoint had been written yet."
-        raise Stopped(f"Interrupted at step {trainer.state.global_step}. {words}", 130) from None
+        raise Stopped(f"Stopped by Ctrl-C at step {trainer.state.global_step}{_kept(plan)}", SIGINT_CODE) from None
+    except ProcessLost as error:
+        raise CommandError(f"{error}{_kept(plan)}") from error
     finally:
         for callback in trainer.callback_handler.callbacks:  # an open bar would draw itself over what is said next
             if (bar := getattr(callback, "training_bar", None)) is not None:
                 bar.close()
     if trainer.terminated:
-        step = trainer.state.global_step
-        raise Stopped(f"Stopped by SIGTERM; checkpoint-{step} in {plan.output_dir} is saved; {again}.", SIGTERM_CODE)
+        raise Stopped(f"Stopped by SIGTERM at step {trainer.state.global_step}{_kept(plan)}", SIGTERM_CODE)
+
+
+def _kept(plan: Plan) -> str:
+    """How to go on with a run that was cut short."""
+    from ..training.checkpoints import last_complete_checkpoint
+
+    last = last_complete_checkpoint(plan.output_dir)
+    if last is None:
+        return ". No checkpoint had been written yet; the same command with --overwrite begins again."
+    without = " (and without --overwrite)" if plan.own["overwrite"] else ""
+    return f"; {last} is saved. Run the same command with --resume_from_checkpoint true{without} to go on from there."
 
 
 def describe(plan: Plan, trainer: SSLTrainer, pictures: Pictures) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 import torch
-from transformers import SchedulerType, TrainingArguments
+from transformers import IntervalStrategy, SchedulerType, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from .. import limits, schedules
 
@@ -161,11 +162,24 @@ class SSLTrainingArguments(TrainingArguments):
         "dataloader_num_workers": "[0, 1024]", "dataloader_prefetch_factor": "[1, inf)", "local_rank": "[-1, inf)",
     }  # fmt: skip
 
+    save_steps: float | None = field(
+        default=None,
+        metadata={"help": "Save every so many steps, or below 1 every such share of them; default: save_minutes."},
+    )
+    save_minutes: float = field(
+        default=5.0, metadata={"help": "Without save_steps: save every so many minutes, and at the end."}
+    )
+    allow_changed: str | list[str] | None = field(
+        default=None,
+        metadata={"help": "Settings that may differ from the checkpoint's in a resumed run: learning_rate,seed."},
+    )
+
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision must be auto, fp32, bf16 or fp16, not {self.precision!r}")
         limits.check(self)
         name, shape = (str(getattr(value, "value", value)).lower() for value in (self.optim, self.lr_scheduler_type))
+        self.asked = {"optim": name, "lr_scheduler_type": shape}  # both are renamed below
         self.own_optimiser = name if name in OPTIMISERS else None
         if self.own_optimiser:
             self.optim = "sgd"  # a name Trainer knows; SSLTrainer.create_optimizer builds the one that was asked for
@@ -177,10 +191,27 @@ class SSLTrainingArguments(TrainingArguments):
         # Rank 0's centre and queue sums must not overwrite the others' between micro-batches.
         if self.ddp_broadcast_buffers is None:
             self.ddp_broadcast_buffers = False
+        self._resolve_saving()
         self._resolve_precision()
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Trainer wants it said before it trains in bf16 on a CPU
         super().__post_init__()
+
+    def _resolve_saving(self) -> None:
+        """By the clock where nobody says how often; the best checkpoint needs a save at each evaluation."""
+        self.saves_by_time = SaveStrategy(self.save_strategy) == SaveStrategy.STEPS and not self.save_steps
+        if self.saves_by_time:
+            evaluates = self.load_best_model_at_end and IntervalStrategy(self.eval_strategy) == IntervalStrategy.STEPS
+            self.save_steps = (self.eval_steps or self.logging_steps) if evaluates else 0  # 0: never by their number
+        elif self.save_steps is None:
+            self.save_steps = 500  # Trainer's own, which its other strategies do not look at
+
+    @property
+    def allowed_changes(self) -> tuple[str, ...]:
+        """The names in ``allow_changed``, which is a list or text with commas."""
+        given = self.allow_changed or ()
+        names = given.split(",") if isinstance(given, str) else given
+        return tuple(name.strip().replace("-", "_") for name in names if name.strip())
 
     def _resolve_precision(self) -> None:
         if self.precision == "auto":

@@ -1,15 +1,12 @@
-"""What happens around an optimiser step: the method's own hooks, collapse warnings, a clean stop."""
+"""What happens around an optimiser step: the method's own hooks, and warnings of collapse."""
 
 import logging
-import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
 
 from .. import distributed, schedules
-from ..data.collator import TooManyBadImages
 from ..evaluation import health
 from .optim import clip_per_module, clip_per_tensor
 
@@ -17,8 +14,6 @@ if TYPE_CHECKING:
     from .trainer import SSLTrainer
 
 logger = logging.getLogger("hf_ssl.training")
-
-_AGREE_EVERY = 10  # steps between the ranks' agreement on an early stop: a sync, so not at every step
 
 
 class MethodCallback(TrainerCallback):
@@ -89,56 +84,3 @@ class HealthCallback(TrainerCallback):
             if sign not in self.said and distributed.rank() == 0:
                 self.said.add(sign)
                 logger.warning("Step %d: %s", step, sentence)
-
-
-class StopCallback(TrainerCallback):
-    """Ends a run between two steps, with a checkpoint: on SIGTERM, or when too many images cannot be read."""
-
-    def __init__(self, trainer: "SSLTrainer"):
-        self.trainer = trainer
-        self.terminated = False
-        self.error: Exception | None = None
-        self._previous: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.terminated, self.error = False, None
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.restore()
-
-    def restore(self) -> None:
-        """Give SIGTERM back to whoever had it; also called when training ends by an exception."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
-
-    def _on_signal(self, *_: Any) -> None:
-        self.terminated = True
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        broken, stop = self.trainer.ledger.distinct, self.terminated
-        if args.world_size > 1:
-            if state.global_step % _AGREE_EVERY:
-                return control
-            mine = torch.tensor([float(stop), float(broken)], device=args.device)
-            stopping, mean_broken = distributed.all_mean(mine).tolist()
-            stop, broken = stopping > 0, round(mean_broken * args.world_size)
-        if broken:
-            stop = self._too_many(args, broken) or stop
-        if stop:
-            control.should_save = control.should_training_stop = True
-        return control
-
-    def _too_many(self, args: Any, broken: int) -> bool:
-        ledger = self.trainer.ledger
-        if args.world_size > 1:
-            if ledger.total is not None and broken <= args.max_bad_fraction * ledger.total:
-                return False  # the sum may count a file twice, so only a suspicion is worth a merge
-            ledger = self.trainer.merged_ledger()
-        try:
-            ledger.check(args.max_bad_fraction)
-        except TooManyBadImages as error:
-            self.error = error
-        return self.error is not None

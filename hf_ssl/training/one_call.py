@@ -94,7 +94,7 @@ def fit(
         ``ImageSource``. Of ``labeled`` every row that has a label is used, or as many as labels_per_class,
         label_fraction or label_ids (row numbers or a file of them) say, drawn once from ``seed``. ``unlabeled``: by
         default all images of ``labeled``; its labels are never trained on. ``validation`` is only measured on.
-    output_dir: where checkpoints go; None keeps none.
+    output_dir: where checkpoints go; None keeps none. ``resume_from_checkpoint=True`` goes on from the last one there.
     config, views: fields of the method's config and of its image processor. training: any training argument, such as
         max_steps, per_device_train_batch_size, learning_rate; the paper's otherwise.
 
@@ -124,7 +124,7 @@ def fit(
             whole, arguments, images, processor, source if held else None, held,
             labeled_source=chosen, labeled_rows=rows, unlabeled_ratio=unlabeled_ratio,
         )  # fmt: skip
-        trainer.train()
+        trainer.train(arguments.resume_from_checkpoint)
         arguments.eval_images = 0  # all of them, now that it is the final figure
         measured = trainer.evaluate() if held is not None else {}
         skipped = trainer.skipped_images()["names"]

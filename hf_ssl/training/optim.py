@@ -102,6 +102,22 @@ def hold_constant_rates(scheduler: Any) -> None:
     scheduler._last_lr = [group["lr"] for group in groups]
 
 
+def take_settings(optimizer: Any, scheduler: Any, fresh: list[dict[str, Any]]) -> None:
+    """After a checkpoint's state was loaded: the settings of this run's groups, the schedule where it stands.
+
+    fresh: the settings of each group as they were before. A state that is loaded brings its own learning rate.
+    """
+    held = [group["lr"] / group["initial_lr"] if group.get("initial_lr") else 1.0 for group in optimizer.param_groups]
+    for group, new in zip(optimizer.param_groups, fresh):
+        group.update(new)
+    rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    if hasattr(scheduler, "lr_lambdas"):
+        held = [shape(scheduler.last_epoch) for shape in scheduler.lr_lambdas]
+    for group, rate, factor in zip(optimizer.param_groups, rates, held):
+        group["lr"] = rate * factor
+    scheduler.base_lrs, scheduler._last_lr = rates, [group["lr"] for group in optimizer.param_groups]
+
+
 @torch.no_grad()
 def clip_per_tensor(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale each parameter's gradient to a norm of at most ``max_norm``, on its own (DINO); returns the norms before.

@@ -18,6 +18,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..hub import ParityError, check_parity, draw_pictures, export, write_card
 from ..hub.errors import PublishError
+from ..hub.folder import publishable
 from ..hub.pictures import may_show
 from ..hub.publish import card_for, create_repo, push_command, upload
 from ..methods import name_of
@@ -136,7 +137,7 @@ class PublishingTrainer(Trainer):
             export(method, self.views, folder, run)
             check_parity(folder, method, self.views)
             card = card_for(folder, method, str(self.hub_model_id), run, args.hub_token)
-            extra = self._checkpoint_copy(Path(checkpoint_folder), folder)
+            extra = self.checkpoint_copy(Path(checkpoint_folder), folder)
         except (OSError, SafetensorError, ParityError) as error:  # a full disk, say: the checkpoint itself is safe
             shutil.rmtree(folder, ignore_errors=True)
             logger.warning("Step %d is not published: %s. Training goes on.", self.state.global_step, error)
@@ -144,7 +145,7 @@ class PublishingTrainer(Trainer):
         message = f"Training in progress, step {self.state.global_step}"
         self._push = self._pool().submit(self._upload, folder, card, message, extra)
 
-    def _checkpoint_copy(self, checkpoint: Path, folder: Path) -> dict[str, Path]:
+    def checkpoint_copy(self, checkpoint: Path, folder: Path) -> dict[str, Path]:
         """What to resume from, where the strategy publishes it, linked."""
         strategy = self.args.hub_strategy
         if strategy not in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -154,7 +155,11 @@ class PublishingTrainer(Trainer):
         for file in (file for file in checkpoint.rglob("*") if file.is_file()):
             copy = target / file.relative_to(checkpoint)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            _link(file, copy)  # the checkpoint may be rotated away while this uploads
+            content = publishable(file)
+            if isinstance(content, bytes):
+                copy.write_bytes(content)
+            else:
+                _link(file, copy)  # the checkpoint may be rotated away while this uploads
             copies[f"{name}/{file.relative_to(checkpoint).as_posix()}"] = copy
         return copies
 

@@ -1,8 +1,6 @@
-"""Going on where a checkpoint stands: the loader that seeks, and which checkpoint is whole."""
+"""Going on where a checkpoint stands: the loader that seeks."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -50,15 +48,3 @@ class _Placeholders(IterableDataset):
         for _ in range(self.loader.placeholders):
             yield 0
         yield from self.loader
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint whose state file, written last, can be read; a run killed while saving leaves others."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return str(folder)
-    return None

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +30,13 @@ from ..processing import SSLImageProcessor
 from . import online, precision
 from .arguments import SSLTrainingArguments
 from .build import check_rows
-from .callbacks import HealthCallback, MethodCallback, StopCallback
+from .callbacks import HealthCallback, MethodCallback
+from .checkpointing import CheckpointingTrainer
+from .checkpoints import last_complete_checkpoint
+from .lock import lock
 from .optim import decay_names, hold_constant_rates, mark_groups, own_optimiser, scaled_learning_rate
-from .publish import PublishingTrainer
-from .resume import EpochLoader, last_complete_checkpoint
+from .resume import EpochLoader
+from .stopping import ProcessLost, StopCallback, process_lost
 
 _LEDGER_FILE, _LABELED_FILE = "skipped_images.json", "labeled_rows.json"
 
@@ -41,7 +45,7 @@ class CheckpointError(OSError):
     """A checkpoint could not be written; the earlier ones are untouched."""
 
 
-class SSLTrainer(PublishingTrainer):
+class SSLTrainer(CheckpointingTrainer):
     """Trains a method on an ``ImageSource``; everything else is ``Trainer``.
 
     model: a method. train_source: images (labels are never read). processing_class: the method's image processor.
@@ -50,8 +54,10 @@ class SSLTrainer(PublishingTrainer):
     then per_device_train_batch_size of its images and unlabeled_ratio times as many of train_source.
 
     ``train`` raises TooManyBadImages (after saving a checkpoint) when more than ``max_bad_fraction`` of the images
-    cannot be read, and CheckpointError when a checkpoint cannot be written. After SIGTERM it saves, returns, and
-    ``terminated`` is True. A resumed run continues exactly where the checkpoint was taken.
+    cannot be read, CheckpointError when a checkpoint cannot be written, RunLocked when another run writes into
+    ``output_dir``, and ProcessLost when another process of the run has ended. After SIGTERM it saves, returns, and
+    ``terminated`` is True; after Ctrl-C it saves and raises KeyboardInterrupt. A resumed run continues exactly where
+    the checkpoint was taken.
     """
 
     def __init__(
@@ -113,8 +119,8 @@ class SSLTrainer(PublishingTrainer):
 
     @property
     def terminated(self) -> bool:
-        """Whether the last ``train`` ended early because of SIGTERM."""
-        return self.stopper.terminated
+        """Whether the last ``train`` ended early because of SIGTERM, at this rank or another."""
+        return self.stopper.stopped == signal.SIGTERM
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -157,7 +163,7 @@ class SSLTrainer(PublishingTrainer):
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         except (TooManyBadImages, RemoteError, SourceError, WorkerError, WaitEnded):
             if self.state.global_step:
-                self._save_checkpoint(self.model_wrapped, trial=None)
+                self.save_checkpoint()
             raise
 
     # --- precision ------------------------------------------------------------------------------------------------
@@ -238,6 +244,8 @@ class SSLTrainer(PublishingTrainer):
             self._window[name] = (total + value, count + 1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.nothing_left and "train_runtime" in logs:
+            return  # no step was trained: its speed and loss would be zeros among the run's own
         if "loss" in logs and self._window:
             logs.update(self.method.log_metrics(self._window_means()))
             now = time.perf_counter()
@@ -324,19 +332,28 @@ class SSLTrainer(PublishingTrainer):
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
-            if resume_from_checkpoint is None:
-                raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
-        if resume_from_checkpoint and (ledger := Path(str(resume_from_checkpoint), _LEDGER_FILE)).is_file():
+        with lock(str(self.args.output_dir), enabled=self.is_world_process_zero()):
+            return self._train(resume_from_checkpoint, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
+        checkpoint = self._choose_checkpoint(resume_from_checkpoint)
+        if checkpoint and (ledger := Path(checkpoint, _LEDGER_FILE)).is_file():
             self.ledger.load_state_dict(json.loads(ledger.read_text()))
-        self._agree_on_labels(resume_from_checkpoint)
-        self._settle_precision(str(resume_from_checkpoint) if resume_from_checkpoint else None)
+        self._settle_precision(checkpoint)
+        self._settle_facts(checkpoint)
+        self._agree_on_labels(checkpoint)
         self._images, self._clock = 0, time.perf_counter()
         try:
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         except WaitEnded:  # by SIGTERM; the checkpoint is written
             output = None
+        except RuntimeError as error:
+            if not process_lost(error):
+                raise
+            raise ProcessLost(
+                f"another process of this run has ended or does not answer, so process {self.args.process_index} of "
+                f"{self.args.world_size} stops at step {self.state.global_step}"
+            ) from error
         finally:
             self.stopper.restore()
             # Now, not when garbage is collected: queues are then closed before the workers are told, who wait in vain.
@@ -344,7 +361,13 @@ class SSLTrainer(PublishingTrainer):
                 self._loader.batches.close()
         if self.stopper.error is not None:
             raise self.stopper.error
+        if self.stopper.stopped == signal.SIGINT:
+            raise KeyboardInterrupt
         return output
+
+    def save_checkpoint(self) -> None:
+        """A checkpoint of the current step, as training makes them; every process must call it."""
+        self._save_checkpoint(self.model_wrapped, trial=None)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")

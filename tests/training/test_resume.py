@@ -52,19 +52,43 @@ def test_killed_and_resumed_is_bit_equal(tmp_path, pictures, shards, kind, worke
     assert whole.state.log_history[-2]["loss"] == resumed.state.log_history[-2]["loss"]
 
 
-def test_a_half_written_checkpoint_is_passed_over(tmp_path, pictures):
-    trainer = make_trainer(pictures, tmp_path, max_steps=4)
-    trainer.train()
-    (tmp_path / "checkpoint-6").mkdir()
-    (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
-    (tmp_path / "checkpoint-8").mkdir()
-    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text('{"global_st')
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"max_steps": 4}, 4),  # in the middle of an epoch of six
+        ({"num_train_epochs": 1}, 6),
+        ({"num_train_epochs": 1, "gradient_accumulation_steps": 4}, 2),
+        ({"max_steps": 2, "gradient_accumulation_steps": 2, "streaming": True}, 2),
+    ],
+)
+def test_a_run_that_is_whole_trains_nothing_more(tmp_path, pictures, shards, caplog, arguments, steps):
+    source = load_source(shards, streaming=True) if arguments.pop("streaming", False) else pictures
+    whole = make_trainer(source, tmp_path, **arguments)
+    whole.train()
+    logged = len(whole.state.log_history) - 1  # the end's own entry is not in the checkpoint
+    for _ in range(3):
+        resumed = make_trainer(source, tmp_path, **arguments)
+        with caplog.at_level("WARNING", logger="hf_ssl.training"):
+            resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.global_step == steps == whole.state.global_step
+        assert len(resumed.state.log_history) == logged
+        assert f"Nothing is left to train: checkpoint-{steps} stands at the last of {steps} steps." in caplog.text
+        for name, value in final_state(whole).items():
+            assert torch.equal(value, resumed.method.state_dict()[name]), name
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{steps}")
 
 
-def test_resume_without_a_checkpoint_says_so(tmp_path, pictures):
-    with pytest.raises(ValueError, match="no complete checkpoint"):
-        make_trainer(pictures, tmp_path).train(resume_from_checkpoint=True)
+def test_a_longer_run_goes_on_by_its_own_schedule_and_a_shorter_one_is_refused(tmp_path, pictures, caplog):
+    make_trainer(pictures, tmp_path, max_steps=4).train()
+    longer = make_trainer(pictures, tmp_path, max_steps=8, logging_steps=1)
+    with caplog.at_level("WARNING", logger="hf_ssl.training"):
+        longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == 8
+    assert "The run has 8 steps, and 4 when checkpoint-4 was written: learning rate" in caplog.text
+    rates = [entry["learning_rate"] for entry in longer.state.log_history if entry["step"] == 5]
+    assert rates[0] == pytest.approx(0.05 * 0.5)  # half-way down the new cosine, where the old one had ended at 0
+    with pytest.raises(ValueError, match=r"stands at step 8 and the run has 5 steps: raise --max_steps"):
+        make_trainer(pictures, tmp_path, max_steps=5).train(resume_from_checkpoint=True)
 
 
 def test_checkpoints_rotate_and_hold_no_pickle(tmp_path, pictures):
