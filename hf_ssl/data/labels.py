@@ -22,8 +22,8 @@ UNLABELED = -1
 class LabeledRows:
     """The labelled rows of a run: which dataset, by which rule, and for each row its number and class.
 
-    `rows` ascend and count from 0 in the order the dataset is stored in, over all of its shards; `labels` index
-    `names`.
+    `rows` ascend and count from 0 in the order the dataset is stored in, over all of its shards and over the rows that
+    are kept to validate or test on as well; `labels` index `names`.
     """
 
     dataset: str
@@ -116,10 +116,13 @@ def draw_labeled(
     column = _column(source, column)
     names, labels, numbers = _encode(source, column)
     what = f"{source.name} (split {source.split})"
+    part = None if source.part is None else source.part.numbers
+    if part is not None:
+        numbers, what = part, f"{what} without the rows kept to validate or test on"
     if not (labels != UNLABELED).any():
         raise SourceError(f"{what} has no row with a label in column {column!r}.")
     if ids is not None:
-        rows, rule = _by_ids(what, ids, names, labels)
+        rows, rule = _by_ids(source, ids, names, labels)
     elif per_class is not None:
         rows, rule = _per_class(what, per_class, names, labels, seed), f"{per_class} per class"
     elif fraction is not None:
@@ -127,7 +130,8 @@ def draw_labeled(
     else:
         rows, rule = np.flatnonzero(labels != UNLABELED), "every row that has a label"
     chosen = tuple(labels[rows].tolist())
-    record = LabeledRows(source.name, source.split, column, rule, seed, tuple(names), tuple(rows.tolist()), chosen)
+    known = rows if part is None else part[rows]
+    record = LabeledRows(source.name, source.split, column, rule, seed, tuple(names), tuple(known.tolist()), chosen)
     dataset = _held(source, rows) if source.is_stream else source.dataset
     return replace(source, dataset=_with_labels(dataset, names, labels, numbers, rows), labels=(column,)), record
 
@@ -262,35 +266,46 @@ def _take(labels: np.ndarray, counts: dict[int, int], seed: int) -> np.ndarray:
 
 
 def _by_ids(
-    what: str, ids: Sequence[int] | str | Path, names: list[str], labels: np.ndarray
+    source: ImageSource, ids: Sequence[int] | str | Path, names: list[str], labels: np.ndarray
 ) -> tuple[np.ndarray, str]:
+    """Positions in `source` of the rows with those numbers; of a part they count over the whole dataset."""
+    what = f"{source.name} (split {source.split})"
     expected: dict[int, str] = {}
     if isinstance(ids, (str, Path)):
         listed, expected = _read_ids(Path(ids))
         rule = f"ids of {ids}"
     else:
         listed, rule = [(f"ids, item {i}", value) for i, value in enumerate(ids)], "ids"
+    total, position = len(labels), None
+    if source.part is not None and source.part.numbers is not None:
+        total = source.part.of[2]
+        position = {number: i for i, number in enumerate(source.part.numbers.tolist())}
     seen: dict[int, str] = {}
     for place, value in listed:
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise SourceError(f"{place}: {str(value)[:60]!r} is no row number; rows count from 0.")
-        if not 0 <= value < len(labels):
-            raise SourceError(
-                f"{place}: there is no row {value}; {what} has {len(labels)} rows, 0 to {len(labels) - 1}."
-            )
+        if not 0 <= value < total:
+            raise SourceError(f"{place}: there is no row {value}; {what} has {total} rows, 0 to {total - 1}.")
         if value in seen:
             raise SourceError(f"{place}: row {value} was named before, at {seen[int(value)]}; name each row once.")
-        if labels[value] == UNLABELED:
+        if position is not None and value not in position:
+            raise SourceError(
+                f"{place}: row {value} of {what} is kept to validate or test on, so its label cannot be trained on. "
+                "Name another row, or test on other images (--eval_dataset, or --no_evaluation)."
+            )
+        at = int(value) if position is None else position[int(value)]
+        if labels[at] == UNLABELED:
             raise SourceError(f"{place}: row {value} of {what} has no label.")
-        if expected.get(int(value), names[labels[value]]) != names[labels[value]]:
+        if expected.get(int(value), names[labels[at]]) != names[labels[at]]:
             raise SourceError(
                 f"{place}: row {value} was of class {expected[int(value)]!r} when the file was written, and is of "
-                f"class {names[labels[value]]!r} in {what}: the file belongs to another dataset or split."
+                f"class {names[labels[at]]!r} in {what}: the file belongs to another dataset or split."
             )
         seen[int(value)] = place
     if not seen:
         raise SourceError(f"{rule}: no row number is given.")
-    return np.array(sorted(seen), np.int64), rule
+    numbers = sorted(seen)
+    return np.array(numbers if position is None else [position[number] for number in numbers], np.int64), rule
 
 
 def _read_ids(path: Path) -> tuple[list[tuple[str, Any]], dict[int, str]]:

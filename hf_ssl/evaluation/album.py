@@ -89,8 +89,13 @@ class Run:
         return self._read(path) if path.is_file() else {}
 
     def source(self, dataset: str | None = None) -> ImageSource:
-        """The pictures to look at: the test split of the run's dataset, or all where it has none."""
+        """The pictures to look at: those of the run's dataset that it is tested on, or all where there are none."""
         from hf_ssl.data.sources import SourceError, load_source
+        from hf_ssl.data.splits import replay
+
+        division = None if dataset else replay(self.card)
+        if division is not None and division.tests:
+            return division.tests[0][1]
 
         name, arguments = dataset or self.card.get("dataset"), self.part("arguments")
         if not isinstance(name, str):
