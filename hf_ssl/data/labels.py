@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hf_ssl.data.classes import UNLABELED, class_value, declared_names
 from hf_ssl.data.shards import SourceError
 from hf_ssl.data.sources import ImageSource
 
 MAX_HELD_ROWS = 200_000  # undecoded rows of a stream that are held in memory as the labelled set
-UNLABELED = -1
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def label_names(source: ImageSource, column: str | None = None) -> list[str]:
     Reads that column alone, and nothing where the dataset declares names. SourceError: no such column.
     """
     column = _column(source, column)
-    declared = _declared(source, column)
-    return declared if declared is not None else _encode(source, column)[0]
+    declared = declared_names(source, column)
+    return list(declared) if declared is not None else _encode(source, column)[0]
 
 
 def draw_labeled(
@@ -154,11 +154,6 @@ def _column(source: ImageSource, asked: str | None) -> str:
     return asked
 
 
-def _declared(source: ImageSource, column: str) -> list[str] | None:
-    names = getattr((source.dataset.features or {}).get(column), "names", None)
-    return None if names is None else list(names)
-
-
 def _tables(source: ImageSource, columns: list[str]) -> Iterator[tuple[int | None, pa.Table]]:
     """(shard, its rows) in the order they are stored; a map-style source is one table."""
     if not source.is_stream:
@@ -183,8 +178,9 @@ def _encode(source: ImageSource, column: str) -> tuple[list[str], np.ndarray, np
     where = f"{source.name} (split {source.split}), column {column!r}"
     values = [_plain(value, where, row) for row, value in enumerate(values)]
     known = {value for value in values if value is not None}
-    names = _declared(source, column)
-    if names is not None:
+    declared = declared_names(source, column)
+    if declared is not None:
+        names = list(declared)
         if bad := [row for row, value in enumerate(values) if value is not None and not 0 <= value < len(names)]:
             raise SourceError(f"{where}: row {bad[0]} has class {values[bad[0]]}, but there are {len(names)} names.")
         ids = {i: i for i in range(len(names))}
@@ -195,13 +191,6 @@ def _encode(source: ImageSource, column: str) -> tuple[list[str], np.ndarray, np
         ids, names = {value: i for i, value in enumerate(ordered)}, [str(value) for value in ordered]
     labels = np.array([UNLABELED if value is None else ids[value] for value in values], np.int64)
     return names, labels, np.concatenate(numbers) if numbers else np.empty(0, np.int64)
-
-
-def class_value(value: Any) -> Any:
-    """What stands for the class in a row: whole numbers as int; None where it is unlabelled (None, NaN or -1)."""
-    if isinstance(value, float):
-        value = None if value != value else int(value) if value.is_integer() else value
-    return None if value is None or (isinstance(value, int) and value == UNLABELED) else value
 
 
 def _plain(value: Any, where: str, row: int) -> Any:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ssl.data.classes import declared_names, names_of
 from hf_ssl.evaluation.evaluate import EMOJI_PAIRING
 from hf_ssl.evaluation.features import Prepare, extract_features, load_backbone, untrained
 from hf_ssl.evaluation.thumbnails import rgb, thumbnail
@@ -220,9 +221,4 @@ def name_of(row: dict, source: ImageSource, number: int) -> str:
 
 
 def _label_names(source: ImageSource, column: str, values: list) -> list[str | None]:
-    feature = (getattr(source.dataset, "features", None) or {}).get(column)
-    names = getattr(feature, "names", None)
-    known = [None if value is None or value == -1 else value for value in values]
-    if names:
-        return [names[v] if isinstance(v, int) and 0 <= v < len(names) else None for v in known]
-    return [None if v is None else str(v) for v in known]
+    return names_of(values, declared_names(source, column))
