@@ -25,6 +25,11 @@ def canonical(spec: str | os.PathLike) -> str:
     return os.path.realpath(path) if os.path.exists(path) else "emoji" if spec.startswith("emoji:") else spec
 
 
+def same_data(spec: str, other: str) -> bool:
+    """Whether two names mean one dataset."""
+    return canonical(spec) == canonical(other)
+
+
 def shared(source: ImageSource, other: ImageSource) -> np.ndarray | None:
     """Positions of the rows of `source` whose picture is also in `other`; None where they cannot be compared.
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ssl.data.classes import declared_names, names_of
+from hf_ssl.data.same import same_data
 from hf_ssl.evaluation.evaluate import EMOJI_PAIRING
 from hf_ssl.evaluation.features import Prepare, extract_features, load_backbone, untrained
 from hf_ssl.evaluation.thumbnails import rgb, thumbnail
@@ -29,6 +30,10 @@ _NAME_COLUMNS = ("name", "file_name", "filename", "title", "__key__")
 
 class Missing(Exception):
     """A part of the report cannot be made; the message is the sentence that stands in its place."""
+
+
+class NotApplicable(Missing):
+    """A part of the report that this model or its pictures cannot have: the page does without it."""
 
 
 @dataclass
@@ -127,6 +132,7 @@ class Album:
     before_model: torch.nn.Module | None
     items: list | None  # what is shown twice, in different styles (emoji: the code point)
     skipped: list[str]
+    seen: str = "which training did not see"  # of the first label, in words
 
     @property
     def label(self) -> str | None:
@@ -178,8 +184,22 @@ def load_album(run: Run, dataset: str | None = None, max_images: int = 1500, pro
     after = F.normalize(found.embeddings, dim=1)
     return Album(
         model, processor, source, thumbnails, names, labels, found.index, after, before, before_name, before_model,
-        items, found.skipped,
+        items, found.skipped, labels_seen(run.part("labeled"), source, next(iter(labels), None), found.index.tolist()),
     )  # fmt: skip
+
+
+def labels_seen(labeled: dict[str, Any], source: ImageSource, column: str | None, rows: list[int]) -> str:
+    """What training saw of the labels in `column` at those positions of `source`; `labeled`: run.json's record."""
+    if not labeled or labeled.get("column") != column:
+        return "which training did not see"
+    split = source.split if source.part is None else source.part.of[1]
+    count = 0
+    if same_data(str(labeled.get("dataset")), source.name) and labeled.get("split") == split:
+        known = set(labeled.get("rows") or ())
+        count = sum(source.number(row) in known for row in rows)
+    if not count:
+        return f"which training saw of {len(labeled.get('rows') or ())} other pictures and of none of these"
+    return f"which training saw of {count} of these {len(rows)} pictures"
 
 
 def before_training(run: Run, model, processor) -> tuple[torch.nn.Module | None, str]:

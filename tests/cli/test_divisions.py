@@ -17,7 +17,8 @@ from hf_ssl.cli.pictures import load_pictures
 from hf_ssl.cli.plan import plan_training
 from hf_ssl.cli.train import check_division, run
 from hf_ssl.data import load_source
-from hf_ssl.evaluation.album import Run
+from hf_ssl.evaluation.album import Run, labels_seen
+from hf_ssl.evaluation.report import write_report
 from hf_ssl.hub.card import model_card
 from hf_ssl.methods import METHODS, load
 
@@ -178,10 +179,23 @@ def test_pseudo_labels_leave_out_what_is_kept(finished, noise, tmp_path, capsys)
     assert len(load_pseudo_labels(tmp_path / "p.parquet")) == 80
 
 
-def test_the_report_shows_the_kept_rows(finished, noise):
+def test_the_report_shows_the_kept_rows_and_says_whose_labels_were_seen(finished, noise):
     source = Run.open(finished[0]).source()
     numbers = {source.number(i) for i in range(len(source))}
-    assert len(numbers) == 16 and not numbers & set(finished[1]["labeled"]["rows"])
+    labeled = finished[1]["labeled"]
+    assert len(numbers) == 16 and not numbers & set(labeled["rows"])
+    page = write_report(finished[0], progress=False).read_text()
+    assert "the label, which training saw of 64 other pictures and of none of these" in page
+    assert 'class="missing"' not in page and 'id="attention"' not in page and 'id="reconstruction"' not in page
+    whole, every = load_source(str(noise)), list(range(80))
+    assert labels_seen(labeled, whole, "label", every) == "which training saw of 64 of these 80 pictures"
+    assert (
+        labels_seen({}, whole, "label", every)
+        == labels_seen(labeled, whole, "kind", every)
+        == ("which training did not see")
+    )
+    elsewhere = {**labeled, "dataset": "emoji"}
+    assert "of 64 other pictures" in labels_seen(elsewhere, whole, "label", every)
 
 
 def test_a_resumed_run_keeps_its_division(finished, noise, tmp_path):
