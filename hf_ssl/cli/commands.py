@@ -64,6 +64,7 @@ PSEUDO_LABEL = (
         "threshold", ("float",), 0.95, "Labels of at least this confidence have weight 1, others 0.", limits="[0, 1]"
     ),
     Flag("keep", ("str",), "all", "Which rows to write.", choices=("all", "confident")),
+    Flag("held_out", ("bool",), False, "Label those too that the model's run keeps to validate and test on."),
 )
 EXPORT = (
     Flag("output", ("str",), None, "Folder to write; the native model in its root, the whole method in ssl/."),
@@ -120,15 +121,25 @@ def evaluate(parsed: Parsed) -> int:
     _writable(values["json"], "--json")
     check_model(name, "evaluate")
     quiet()
+    from ..data.splits import divide, trained_on
     from ..evaluation import load_prompts, natural_measures
+    from ..evaluation.report_table import OWN_ROWS
     from . import tables
+    from .runfolder import read_run
 
     prompts = None if values["prompts"] is None else load_prompts(values["prompts"])
     columns = {key: values[key] for key in ("image_column", "label_column", "caption_column")}
     explicit = "query_split" in parsed.values
-    pair = tables.labelled_pair(spec, values["bank_split"], values["query_split"], explicit, texts=True, **columns)
+    division = divide(
+        spec, values["bank_split"], (spec,), values["query_split"], explicit=explicit, texts=True, **columns
+    )
+    pair = division.tests[0] if division.tests else None
+    if pair is not None:
+        say(*division.said)
     model, processor = open_model(name, values["device"])
     asked = natural_measures(model) if measures is None else measures
+    if pair is None and (division.train.labels or division.train.has_captions):
+        raise CommandError(" ".join(division.said))
     if pair is None or (not pair[0].labels and "text_retrieval" not in asked):
         raise CommandError(f"{spec} has no labels to evaluate with; give --label_column or another --dataset.")
     others = tables.last_weights(Path(name).expanduser()) if "classification" in asked else {}
@@ -136,7 +147,10 @@ def evaluate(parsed: Parsed) -> int:
         key: values[key] for key in ("batch_size", "num_workers", "max_images", "device", "seed", "knn_precision")
     }
     options |= {"k": [int(k) for k in _listed(values["k"])], "prompts": prompts, "others": others}
+    known, sentence = trained_on(read_run(Path(name).expanduser()), pair[1])
+    say(*([sentence] if sentence else ()))
     rows = _rows(model, processor, pair, asked, options, measures is not None)
+    rows = [row | {"trained_on": known} if known and row["model"] in OWN_ROWS else row for row in rows]
     tables.print_results(rows)
     if values["json"]:
         Path(values["json"]).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
@@ -174,6 +188,8 @@ def pseudo_label(parsed: Parsed) -> int:
     from ..data.sources import load_source
 
     source = load_source(spec, values["split"], image_column=values["image_column"])
+    if not values["held_out"]:
+        source = _without_held(source, Path(name).expanduser())
     model, processor = open_model(name, values["device"])
     options = {key: values[key] for key in ("batch_size", "num_workers", "max_images", "device", "threshold", "keep")}
     found = evaluation.pseudo_label(model, source, processor, **options)
@@ -183,6 +199,23 @@ def pseudo_label(parsed: Parsed) -> int:
     counts = Counter(found["label"])
     say(*(f"  {counts[i]:>8,}  {label}" for i, label in enumerate(found.features["label"].names)))
     return 0
+
+
+def _without_held(source: Any, model: Path) -> Any:
+    """`source` less the pictures that the model's run validates or tests on: their labels are for another training."""
+    from ..data.splits import free, replay, whole_of
+    from .runfolder import read_run
+
+    division = replay(read_run(model))
+    if division is None or source.is_stream:
+        return source
+    left = free(division.held, whole_of(source, "train"))
+    if len(left) < len(source):
+        say(
+            f"{len(source) - len(left)} of its {len(source)} pictures are left out: the run in {model} keeps them to "
+            "validate or test on; --held_out labels them too."
+        )
+    return left
 
 
 def embed(parsed: Parsed) -> int:

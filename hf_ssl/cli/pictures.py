@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import tables
-from .console import CommandError
+from .console import CommandError, say
 from .fields import paper
 from .plan import Plan
 
 if TYPE_CHECKING:
     from ..data.labels import LabeledRows
     from ..data.sources import ImageSource
+    from ..data.splits import Division, Pair
     from ..training.arguments import DataArguments
 
 
@@ -21,69 +23,79 @@ class Pictures:
     """The sources of a run."""
 
     train: ImageSource  # for a semi-supervised method: the images without labels
-    pairs: list[tables.Pair]  # of the final table
-    online: tuple[ImageSource | None, ImageSource | None] = (None, None)  # bank and queries while training
+    division: Division
     labeled: ImageSource | None = None
     labeled_rows: LabeledRows | None = None
     unlabeled_ratio: int = 0
+    unlabeled: dict[str, Any] | None = None  # dataset and split of the images without labels, where they are others
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """(bank, queries) of the final table."""
+        return self.division.tests
+
+    @property
+    def online(self) -> tuple[ImageSource | None, ImageSource | None]:
+        """Bank and queries while training."""
+        return self.division.online
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of the rows that train, validate and test."""
+        return {**self.division.record(), "unlabeled": self.unlabeled}
 
 
 def load_pictures(plan: Plan) -> Pictures:
     """The training source and, where there are labels, bank and queries of each protocol. Decodes nothing."""
-    from ..data.sources import load_source
+    from ..data.splits import divide
     from ..training.arguments import DataArguments
 
     data = DataArguments(**plan.group("data"))
     family = paper(plan.method)["family"]
+    if data.validation_split is not None and data.validation_fraction is not None:
+        raise CommandError("Give --validation_split or --validation_fraction, not both.")
     columns: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
     if family == "image_text":
         columns["caption_column"] = plan.group("text").get("caption_column")
-    options = {**columns, "streaming": data.streaming}
-    source = load_source(data.dataset, data.split, **options)
-    validation = _validation(data, options)
-    if data.validation_fraction is not None:
-        divided = tables.held_out(source, data.validation_fraction, "to validate on")
-        if divided is None:
-            raise CommandError("--validation_fraction divides a set whose rows can be counted: drop --streaming.")
-        source, validation = divided
     evaluates = plan.values.get("eval_strategy", "no") != "no"
-    explicit = "eval_split" in plan.values
-    specs = (data.eval_dataset,) if data.eval_dataset else tables.protocols(data.dataset)
     wanted = not plan.own["no_evaluation"] or evaluates
-    found = (
-        tables.labelled_pair(spec, data.split, data.eval_split, explicit, family == "image_text", **options)
-        for spec in specs
-        if wanted
-    )
-    pairs = [pair for pair in found if pair is not None]
-    pairs.sort(key=lambda pair: pair[0].name != data.dataset)
-    online: tuple[Any, Any] = pairs[0] if pairs else (None, None)
-    if validation is not None:
-        online = (source, validation)
-    if evaluates and online == (None, None):
+    specs = (data.eval_dataset,) if data.eval_dataset else tables.protocols(data.dataset)
+    division = divide(
+        data.dataset, data.split, specs if wanted else (), data.eval_split, "eval_split" in plan.values,
+        data.validation_split, data.validation_fraction, data.eval_dataset, family == "image_text",
+        **columns, streaming=data.streaming,
+    )  # fmt: skip
+    if evaluates and division.online == (None, None):
         raise CommandError(f"eval_strategy needs labelled images, and {data.dataset} has none; give --eval_dataset.")
-    pictures = Pictures(source, pairs, online)
+    pictures = Pictures(division.train, division)
+    said = list(division.said)
     if family == "semi_supervised":
-        _draw_labels(pictures, plan, data, options)
+        _draw_labels(pictures, plan, data, {**columns, "streaming": data.streaming}, said)
+    _check_start(plan, pictures, said)
+    say(*said)
     return pictures
 
 
-def _validation(data: DataArguments, options: dict[str, Any]) -> ImageSource | None:
-    from ..data.sources import load_source
+def _check_start(plan: Plan, pictures: Pictures, said: list[str]) -> None:
+    """Pictures that are scored may be known to the run that a warm start comes from."""
+    from ..data.splits import trained_on
+    from .runfolder import read_run
 
-    if data.validation_split is None:
-        return None
-    if data.validation_fraction is not None:
-        raise CommandError("Give --validation_split or --validation_fraction, not both.")
-    return load_source(data.eval_dataset or data.dataset, data.validation_split, **options)
+    start = plan.values.get("backbone")
+    run = read_run(Path(start).expanduser()) if isinstance(start, str) and Path(start).expanduser().is_dir() else {}
+    for queries in pictures.division.held if run else ():
+        if sentence := trained_on(run, queries)[1]:
+            said.append(f"This run starts from that in {start}. {sentence}")
 
 
-def _draw_labels(pictures: Pictures, plan: Plan, data: DataArguments, options: dict[str, Any]) -> None:
+def _draw_labels(
+    pictures: Pictures, plan: Plan, data: DataArguments, options: dict[str, Any], said: list[str]
+) -> None:
     """Choose the labelled rows of the training source; what remains to train on beside them follows."""
     from transformers import TrainingArguments
 
     from ..data.labels import draw_labeled
     from ..data.sources import load_source
+    from ..data.splits import free, whole_of
     from ..training.arguments import LabelArguments
 
     labels = LabelArguments(**plan.group("labels"))
@@ -97,5 +109,6 @@ def _draw_labels(pictures: Pictures, plan: Plan, data: DataArguments, options: d
     pictures.unlabeled_ratio = labels.unlabeled_ratio
     if labels.unlabeled_dataset:
         own = {**options, "label_column": None, "image_column": None}
-        other = load_source(labels.unlabeled_dataset, labels.unlabeled_split, **own)
-        pictures.train = replace(other, channels=source.channels)
+        pictures.unlabeled = {"dataset": labels.unlabeled_dataset, "split": labels.unlabeled_split}
+        other = whole_of(load_source(labels.unlabeled_dataset, labels.unlabeled_split, **own), "train")
+        pictures.train = replace(free(pictures.division.held, other, said), channels=source.channels)

@@ -17,6 +17,7 @@ from .publish import push
 from .runfolder import lock_folder, prepare, read_run, write_run
 
 if TYPE_CHECKING:
+    from ..data.splits import Division
     from ..training.trainer import SSLTrainer
 
 SIGINT_CODE, SIGTERM_CODE = 130, 143
@@ -53,11 +54,13 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
         prepare(plan.output_dir, resume, plan.own["overwrite"])
     quiet()
     pictures = load_pictures(plan)
+    check_division(plan, pictures, resume)
     trainer = build_trainer(plan, pictures)
-    print_header(plan, trainer)
+    print_header(plan, trainer, pictures)
     record = describe(plan, trainer, pictures)
     before = float(read_run(plan.output_dir).get("time_seconds") or 0) if resume else 0.0
-    trainer.card_facts = {name: record[name] for name in ("command", "dataset", "evaluated_on", "arguments")}
+    facts = ("command", "dataset", "evaluated_on", "arguments", "division")
+    trainer.card_facts = {name: record[name] for name in facts}
     started = time.time()
     if is_main():
         write_run(plan.output_dir, record)  # a run that is cut short says at least what it was
@@ -124,7 +127,24 @@ def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
     )
 
 
-def print_header(plan: Plan, trainer: SSLTrainer) -> None:
+def check_division(plan: Plan, pictures: Pictures, resume: Any) -> None:
+    """Refuse to go on with other rows set apart than the run began with: it may have trained on them."""
+    earlier = read_run(plan.output_dir) if resume else {}
+    if not earlier.get("steps"):
+        return
+    names, now = ("train", "validation", "test"), pictures.division.record()
+    before = earlier.get("division")
+    if before is None:  # a run of the time when only rows that validate were kept out of training
+        before = {**now, "test": 0} if now["train"] != now["of"] and not now["validation"] else now
+    if any(before.get(name) != now[name] for name in names):
+        was, is_now = (", ".join(f"{each.get(name)} {name}" for name in names) for each in (before, now))
+        raise CommandError(
+            f"The run in {plan.output_dir} divided its pictures otherwise ({was}; now {is_now}): resume it with the "
+            "same pictures, splits and evaluation flags, or start a new run."
+        )
+
+
+def print_header(plan: Plan, trainer: SSLTrainer, pictures: Pictures) -> None:
     args, backbone, source = trainer.args, trainer.method.backbone, trainer.train_source
     paper = trainer.method.paper
     count = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
@@ -143,11 +163,22 @@ def print_header(plan: Plan, trainer: SSLTrainer) -> None:
         f"{paper.name}: {paper.title} (arXiv:{paper.arxiv})",
         f"backbone   {type(backbone).__name__}, {count:.1f} M parameters, {start}",
         f"data       {source.name}, split {source.split}, {images}",
+        f"rows       {rows_of(pictures.division)}",
         f"recipe     {plan.recipe_note}",
         f"training   {length} of {batch} {kind}{processes}, learning rate {args.learning_rate:.4g}, {precision}",
         f"output     {plan.output_dir}",
         "",
     )
+
+
+def rows_of(division: Division) -> str:
+    """How many images train, validate and test."""
+    counts = division.record()
+    train, validation, test = (
+        "a stream" if counts[name] is None else f"{counts[name]:,}" for name in ("train", "validation", "test")
+    )
+    train += "" if counts["of"] in (None, counts["train"]) else f" of {counts['of']:,} images"
+    return f"{train} to train on, {validation} to validate, {test} to test"
 
 
 def _train(trainer: SSLTrainer, resume: Any, plan: Plan) -> None:
@@ -188,6 +219,7 @@ def describe(plan: Plan, trainer: SSLTrainer, pictures: Pictures) -> dict[str, A
         "method": plan.method,
         "command": command_line(plan.argv),
         "dataset": plan.dataset,
+        "division": pictures.record(),
         "evaluated_on": {
             PROTOCOL_NAMES.get(test.name, test.name): {"dataset": test.name, "split": test.split}
             for _, test in pictures.pairs

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hf_ssl.data.classes import UNLABELED, class_value, declared_names
 from hf_ssl.data.shards import SourceError
 from hf_ssl.data.sources import ImageSource
 from hf_ssl.documents import MAX_JSON_BYTES, DocumentError, parse_json, read_text
 
 MAX_HELD_ROWS = 200_000  # undecoded rows of a stream that are held in memory as the labelled set
-UNLABELED = -1
 
 
 @dataclass(frozen=True)
 class LabeledRows:
     """The labelled rows of a run: which dataset, by which rule, and for each row its number and class.
 
-    `rows` ascend and count from 0 in the order the dataset is stored in, over all of its shards; `labels` index
-    `names`.
+    `rows` ascend and count from 0 in the order the dataset is stored in, over all of its shards and over the rows that
+    are kept to validate or test on as well; `labels` index `names`.
     """
 
     dataset: str
@@ -76,8 +76,8 @@ def label_names(source: ImageSource, column: str | None = None) -> list[str]:
     Reads that column alone, and nothing where the dataset declares names. SourceError: no such column.
     """
     column = _column(source, column)
-    declared = _declared(source, column)
-    return declared if declared is not None else _encode(source, column)[0]
+    declared = declared_names(source, column)
+    return list(declared) if declared is not None else _encode(source, column)[0]
 
 
 def draw_labeled(
@@ -116,10 +116,13 @@ def draw_labeled(
     column = _column(source, column)
     names, labels, numbers = _encode(source, column)
     what = f"{source.name} (split {source.split})"
+    part = None if source.part is None else source.part.numbers
+    if part is not None:
+        numbers, what = part, f"{what} without the rows kept to validate or test on"
     if not (labels != UNLABELED).any():
         raise SourceError(f"{what} has no row with a label in column {column!r}.")
     if ids is not None:
-        rows, rule = _by_ids(what, ids, names, labels)
+        rows, rule = _by_ids(source, ids, names, labels)
     elif per_class is not None:
         rows, rule = _per_class(what, per_class, names, labels, seed), f"{per_class} per class"
     elif fraction is not None:
@@ -127,7 +130,8 @@ def draw_labeled(
     else:
         rows, rule = np.flatnonzero(labels != UNLABELED), "every row that has a label"
     chosen = tuple(labels[rows].tolist())
-    record = LabeledRows(source.name, source.split, column, rule, seed, tuple(names), tuple(rows.tolist()), chosen)
+    known = rows if part is None else part[rows]
+    record = LabeledRows(source.name, source.split, column, rule, seed, tuple(names), tuple(known.tolist()), chosen)
     dataset = _held(source, rows) if source.is_stream else source.dataset
     return replace(source, dataset=_with_labels(dataset, names, labels, numbers, rows), labels=(column,)), record
 
@@ -148,11 +152,6 @@ def _column(source: ImageSource, asked: str | None) -> str:
     if columns is not None and asked not in columns:
         raise SourceError(f"{source.name} has no column {asked!r} for labels; its columns are {', '.join(columns)}.")
     return asked
-
-
-def _declared(source: ImageSource, column: str) -> list[str] | None:
-    names = getattr((source.dataset.features or {}).get(column), "names", None)
-    return None if names is None else list(names)
 
 
 def _tables(source: ImageSource, columns: list[str]) -> Iterator[tuple[int | None, pa.Table]]:
@@ -179,8 +178,9 @@ def _encode(source: ImageSource, column: str) -> tuple[list[str], np.ndarray, np
     where = f"{source.name} (split {source.split}), column {column!r}"
     values = [_plain(value, where, row) for row, value in enumerate(values)]
     known = {value for value in values if value is not None}
-    names = _declared(source, column)
-    if names is not None:
+    declared = declared_names(source, column)
+    if declared is not None:
+        names = list(declared)
         if bad := [row for row, value in enumerate(values) if value is not None and not 0 <= value < len(names)]:
             raise SourceError(f"{where}: row {bad[0]} has class {values[bad[0]]}, but there are {len(names)} names.")
         ids = {i: i for i in range(len(names))}
@@ -191,13 +191,6 @@ def _encode(source: ImageSource, column: str) -> tuple[list[str], np.ndarray, np
         ids, names = {value: i for i, value in enumerate(ordered)}, [str(value) for value in ordered]
     labels = np.array([UNLABELED if value is None else ids[value] for value in values], np.int64)
     return names, labels, np.concatenate(numbers) if numbers else np.empty(0, np.int64)
-
-
-def class_value(value: Any) -> Any:
-    """What stands for the class in a row: whole numbers as int; None where it is unlabelled (None, NaN or -1)."""
-    if isinstance(value, float):
-        value = None if value != value else int(value) if value.is_integer() else value
-    return None if value is None or (isinstance(value, int) and value == UNLABELED) else value
 
 
 def _plain(value: Any, where: str, row: int) -> Any:
@@ -262,35 +255,46 @@ def _take(labels: np.ndarray, counts: dict[int, int], seed: int) -> np.ndarray:
 
 
 def _by_ids(
-    what: str, ids: Sequence[int] | str | Path, names: list[str], labels: np.ndarray
+    source: ImageSource, ids: Sequence[int] | str | Path, names: list[str], labels: np.ndarray
 ) -> tuple[np.ndarray, str]:
+    """Positions in `source` of the rows with those numbers; of a part they count over the whole dataset."""
+    what = f"{source.name} (split {source.split})"
     expected: dict[int, str] = {}
     if isinstance(ids, (str, Path)):
         listed, expected = _read_ids(Path(ids))
         rule = f"ids of {ids}"
     else:
         listed, rule = [(f"ids, item {i}", value) for i, value in enumerate(ids)], "ids"
+    total, position = len(labels), None
+    if source.part is not None and source.part.numbers is not None:
+        total = source.part.of[2]
+        position = {number: i for i, number in enumerate(source.part.numbers.tolist())}
     seen: dict[int, str] = {}
     for place, value in listed:
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise SourceError(f"{place}: {str(value)[:60]!r} is no row number; rows count from 0.")
-        if not 0 <= value < len(labels):
-            raise SourceError(
-                f"{place}: there is no row {value}; {what} has {len(labels)} rows, 0 to {len(labels) - 1}."
-            )
+        if not 0 <= value < total:
+            raise SourceError(f"{place}: there is no row {value}; {what} has {total} rows, 0 to {total - 1}.")
         if value in seen:
             raise SourceError(f"{place}: row {value} was named before, at {seen[int(value)]}; name each row once.")
-        if labels[value] == UNLABELED:
+        if position is not None and value not in position:
+            raise SourceError(
+                f"{place}: row {value} of {what} is kept to validate or test on, so its label cannot be trained on. "
+                "Name another row, or test on other images (--eval_dataset, or --no_evaluation)."
+            )
+        at = int(value) if position is None else position[int(value)]
+        if labels[at] == UNLABELED:
             raise SourceError(f"{place}: row {value} of {what} has no label.")
-        if expected.get(int(value), names[labels[value]]) != names[labels[value]]:
+        if expected.get(int(value), names[labels[at]]) != names[labels[at]]:
             raise SourceError(
                 f"{place}: row {value} was of class {expected[int(value)]!r} when the file was written, and is of "
-                f"class {names[labels[value]]!r} in {what}: the file belongs to another dataset or split."
+                f"class {names[labels[at]]!r} in {what}: the file belongs to another dataset or split."
             )
         seen[int(value)] = place
     if not seen:
         raise SourceError(f"{rule}: no row number is given.")
-    return np.array(sorted(seen), np.int64), rule
+    numbers = sorted(seen)
+    return np.array(numbers if position is None else [position[number] for number in numbers], np.int64), rule
 
 
 def _read_ids(path: Path) -> tuple[list[tuple[str, Any]], dict[int, str]]:

@@ -49,9 +49,14 @@ _SPLIT_NAMES = {
 _SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
 
 
+def usual_split(split: str) -> str | None:
+    """train, validation or test, for any of its usual names; None for another split."""
+    return _SPLIT_OF.get(split)
+
+
 def is_test(split: str) -> bool:
     """Whether `split` is a test split, by any of its usual names."""
-    return _SPLIT_OF.get(split) == "test"
+    return usual_split(split) == "test"
 
 
 def pick_split(spec: str, split: str, available: Iterable[str]) -> str:

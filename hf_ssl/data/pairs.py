@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch.utils.data
 
+from hf_ssl.data.classes import UNLABELED, declared_names, names_of
 from hf_ssl.data.collator import ViewCollator
-from hf_ssl.data.labels import UNLABELED, class_value
 from hf_ssl.data.shards import table_rows
 from hf_ssl.data.sources import ImageSource
 from hf_ssl.data.stream import RowStream, check_numbers, derive
@@ -155,11 +155,9 @@ class PairCollator:
         self.column = label_column(labeled, unlabeled)
         kept = ("_index",) if self.column is None else ("_index", self.column)
         self.unlabeled = ViewCollator(unlabeled, processor, seed, kept, others)
-        declared = (unlabeled.dataset.features or {}).get(self.column)
-        self._names = getattr(
-            declared, "names", None
-        )  # of the unlabelled source: its ids need not be the labelled ones
-        self._ids = {name: i for i, name in enumerate(labeled.dataset.features["_label"].names)}
+        self._declared = declared_names(unlabeled, self.column)  # its numbers need not be the labelled ones
+        self._names = declared_names(labeled, "_label") or ()
+        self._ids = {name: i for i, name in enumerate(self._names)}
 
     def __call__(self, items: list[dict]) -> dict[str, Any]:
         batch = self.labeled([item["labeled"] for item in items])
@@ -175,10 +173,8 @@ class PairCollator:
 
     def _label(self, value: Any) -> int:
         """The labelled set's number for an unlabelled row's class, found by name; -1 where there is none."""
-        value = class_value(value.item() if isinstance(value, torch.Tensor) else value)
-        if value is None:
-            return UNLABELED
-        return self._ids.get(str(value) if self._names is None else self._names[value], UNLABELED)
+        (name,) = names_of([value], self._declared, self._names)
+        return UNLABELED if name is None else self._ids.get(name, UNLABELED)
 
 
 def label_column(labeled: ImageSource, unlabeled: ImageSource) -> str | None:

@@ -29,6 +29,19 @@ _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_NAMES = ("label", "labels", "cls", "class")
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Which rows of a dataset a source holds, and for what; see `data.splits`.
+
+    role: train, validation or test. of: the dataset, its split and its rows, the same for all parts of one whole.
+    numbers: (rows,) ascending, the number of each row in the whole; None: all rows, in order.
+    """
+
+    role: str
+    of: tuple[Any, ...]
+    numbers: np.ndarray | None = None
+
+
 @dataclass
 class ImageSource:
     """A dataset whose rows hold one undecoded image under `image`, and how to decode it.
@@ -49,6 +62,7 @@ class ImageSource:
     shards: Any = field(default=None, repr=False)  # reader of a streamed source
     caption_column: str | None = None
     texts: Captions | None = None  # how captions are read; by default as they stand in `caption_column`
+    part: Part | None = field(default=None, repr=False)  # of which whole these rows are, where that was settled
 
     def __post_init__(self) -> None:
         if self.texts is None and self.caption_column is not None:
@@ -119,9 +133,15 @@ class ImageSource:
         self.captions(row)
         return self.require_captions().draw(row, rng)
 
+    def number(self, index: int | None) -> int | None:
+        """The number in the whole dataset of the row at position `index` of this source."""
+        if index is None or self.part is None or self.part.numbers is None:
+            return index
+        return int(self.part.numbers[index])
+
     def where(self, row: dict) -> str:
         """What a message calls this row: its file if it is one, else its number and the name stored with it."""
-        value, index = row["image"], row.get("_row", row.get("_index"))
+        value, index = row["image"], row["_row"] if "_row" in row else self.number(row.get("_index"))
         path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
         if path and (not isinstance(value, dict) or value.get("bytes") is None):
             return path

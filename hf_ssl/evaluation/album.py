@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ssl.data.classes import declared_names, names_of
+from hf_ssl.data.same import same_data
 from hf_ssl.documents import DocumentError, read_json
 from hf_ssl.evaluation.evaluate import EMOJI_PAIRING
 from hf_ssl.evaluation.features import Prepare, extract_features, load_backbone, untrained
@@ -28,6 +30,10 @@ _NAME_COLUMNS = ("name", "file_name", "filename", "title", "__key__")
 
 class Missing(Exception):
     """A part of the report cannot be made; the message is the sentence that stands in its place."""
+
+
+class NotApplicable(Missing):
+    """A part of the report that this model or its pictures cannot have: the page does without it."""
 
 
 @dataclass
@@ -88,8 +94,13 @@ class Run:
         return self._read(path) if path.is_file() else {}
 
     def source(self, dataset: str | None = None) -> ImageSource:
-        """The pictures to look at: the test split of the run's dataset, or all where it has none."""
+        """The pictures to look at: those of the run's dataset that it is tested on, or all where there are none."""
         from hf_ssl.data.sources import SourceError, load_source
+        from hf_ssl.data.splits import replay
+
+        division = None if dataset else replay(self.card)
+        if division is not None and division.tests:
+            return division.tests[0][1]
 
         name, arguments = dataset or self.card.get("dataset"), self.part("arguments")
         if not isinstance(name, str):
@@ -120,6 +131,7 @@ class Album:
     before_model: torch.nn.Module | None
     items: list | None  # what is shown twice, in different styles (emoji: the code point)
     skipped: list[str]
+    seen: str = "which training did not see"  # of the first label, in words
 
     @property
     def label(self) -> str | None:
@@ -171,8 +183,22 @@ def load_album(run: Run, dataset: str | None = None, max_images: int = 1500, pro
     after = F.normalize(found.embeddings, dim=1)
     return Album(
         model, processor, source, thumbnails, names, labels, found.index, after, before, before_name, before_model,
-        items, found.skipped,
+        items, found.skipped, labels_seen(run.part("labeled"), source, next(iter(labels), None), found.index.tolist()),
     )  # fmt: skip
+
+
+def labels_seen(labeled: dict[str, Any], source: ImageSource, column: str | None, rows: list[int]) -> str:
+    """What training saw of the labels in `column` at those positions of `source`; `labeled`: run.json's record."""
+    if not labeled or labeled.get("column") != column:
+        return "which training did not see"
+    split = source.split if source.part is None else source.part.of[1]
+    count = 0
+    if same_data(str(labeled.get("dataset")), source.name) and labeled.get("split") == split:
+        known = set(labeled.get("rows") or ())
+        count = sum(source.number(row) in known for row in rows)
+    if not count:
+        return f"which training saw of {len(labeled.get('rows') or ())} other pictures and of none of these"
+    return f"which training saw of {count} of these {len(rows)} pictures"
 
 
 def before_training(run: Run, model, processor) -> tuple[torch.nn.Module | None, str]:
@@ -214,9 +240,4 @@ def name_of(row: dict, source: ImageSource, number: int) -> str:
 
 
 def _label_names(source: ImageSource, column: str, values: list) -> list[str | None]:
-    feature = (getattr(source.dataset, "features", None) or {}).get(column)
-    names = getattr(feature, "names", None)
-    known = [None if value is None or value == -1 else value for value in values]
-    if names:
-        return [names[v] if isinstance(v, int) and 0 <= v < len(names) else None for v in known]
-    return [None if v is None else str(v) for v in known]
+    return names_of(values, declared_names(source, column))

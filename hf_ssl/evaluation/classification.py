@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_ssl.data.classes import UNLABELED, class_value, declared_names, names_of
 from hf_ssl.evaluation.features import Collect, Prepare, run_over
 from hf_ssl.evaluation.natives import class_names, load_native
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from hf_ssl.data.sources import ImageSource
 
 CALIBRATION_BINS = 15  # as Guo et al. 2017 (arXiv 1706.04599) report their tables
-UNKNOWN = -1
+UNKNOWN = UNLABELED
 
 
 class LabelMismatchError(ValueError):
@@ -92,12 +93,6 @@ def label_column(source: ImageSource, names: Sequence[str] | None) -> str | None
     return next(iter(source.labels), None)
 
 
-def declared_names(source: ImageSource, column: str) -> tuple[str, ...] | None:
-    """The names of a ClassLabel column, None for any other."""
-    names = getattr((getattr(source.dataset, "features", None) or {}).get(column), "names", None)
-    return tuple(names) if names else None
-
-
 def _own_names(source: ImageSource, label: str | None, count: int) -> tuple[str, ...] | None:
     names = declared_names(source, label) if label else None
     return names if names and len(names) == count else None
@@ -108,10 +103,11 @@ def match_labels(
 ) -> list[int]:
     """`values` of column `label` as numbers of the model's `count` classes, -1 where unlabelled.
 
-    By name where both sides have names, else by number. Raises LabelMismatchError naming the classes that do not fit.
+    By name where both sides have names, or the model's are numbers written out; else by number. Raises
+    LabelMismatchError naming the classes that do not fit.
     """
     declared = declared_names(source, label)
-    known = [None if value is None or value == UNKNOWN or value == "" else value for value in values]
+    known = [class_value(value) for value in values]
     where = f"{source.name} ({source.split}), column {label!r}"
     texts = {value for value in known if isinstance(value, str)}
     if names is None and texts:
@@ -121,14 +117,14 @@ def match_labels(
         )
     if names is None and declared and len(declared) != count:
         raise LabelMismatchError(f"{where} has {len(declared)} classes, the model {count} without names.")
-    if names is not None and (declared or texts):
-        told = [declared[v] if declared and isinstance(v, int) else v for v in known]
+    if names is not None and (declared or texts or any(name.isdecimal() for name in names)):
+        told = names_of(known, declared, names)
         number = {name: i for i, name in enumerate(names)}
         strange = sorted({str(value) for value in told if value is not None and value not in number})
         if strange:
             raise LabelMismatchError(
-                f"{where} has classes that the model does not know: {_few(strange)}. The model's classes are "
-                f"{_few(list(names))}. Evaluate it on pictures of its own classes, or choose --label_column."
+                f"{where} has classes that the model does not know: {few(strange)}. The model's classes are "
+                f"{few(list(names))}. Evaluate it on pictures of its own classes, or choose --label_column."
             )
         return [UNKNOWN if value is None else number[value] for value in told]
     strange_numbers = sorted({int(value) for value in known if value is not None and not 0 <= int(value) < count})
@@ -137,7 +133,7 @@ def match_labels(
     return [UNKNOWN if value is None else int(value) for value in known]
 
 
-def _few(names: Sequence[str], most: int = 8) -> str:
+def few(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -216,7 +212,7 @@ def _calibration(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, An
 def majority_class(labels: Tensor | Sequence[Any]) -> float:
     """The accuracy of always naming the commonest of `labels` (None and -1 left out): what a classifier must beat."""
     values = labels.tolist() if isinstance(labels, Tensor) else list(labels)
-    values = [value for value in values if value is not None and value != UNKNOWN]
+    values = [value for value in map(class_value, values) if value is not None]
     if not values:
         raise ValueError("No row has a label, so there is no commonest class.")
     return max(values.count(value) for value in set(values)) / len(values)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_ssl.evaluation import charts
-from hf_ssl.evaluation.album import Missing, Run
+from hf_ssl.evaluation.album import NotApplicable, Run
 from hf_ssl.evaluation.classification import UNKNOWN, classification_report, predict
 from hf_ssl.evaluation.report_table import OWN_ROWS
 
@@ -41,10 +41,10 @@ def _recorded(run: Run) -> dict[str, Any] | None:
 def _measured(run: Run, dataset: str | None, max_images: int) -> dict[str, Any]:
     source = run.source(dataset)
     if not source.labels:
-        raise Missing(f"{source.name} has no labels, so there is nothing to compare the predictions with.")
+        raise NotApplicable(f"{source.name} has no labels, so there is nothing to compare the predictions with.")
     found = predict(str(run.folder), source, max_images=max_images, progress=False)
     if not (found.labels != UNKNOWN).any():
-        raise Missing(f"None of the pictures of {source.name} that were looked at has a label.")
+        raise NotApplicable(f"None of the pictures of {source.name} that were looked at has a label.")
     return classification_report(found.probabilities, found.labels, found.names) | {"classes": list(found.names)}
 
 

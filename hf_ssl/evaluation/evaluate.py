@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_ssl.evaluation.classification import classification_report, majority_class, predict
+from hf_ssl.data.classes import in_order, matching_column, task_labels
+from hf_ssl.evaluation.classification import (
+    LabelMismatchError,
+    classification_report,
+    few,
+    majority_class,
+    predict,
+)
 from hf_ssl.evaluation.features import Features, extract_features, raw_pixels, untrained
 from hf_ssl.evaluation.health import feature_std, rankme
 from hf_ssl.evaluation.knn import knn_accuracy, retrieval_recall
@@ -184,14 +191,17 @@ class _Bench:
         pair_columns = (self.pairing.item, self.pairing.side) if self.pairing else ()
         loading = {**self.loading, "columns": (*self.labels, *pair_columns)}
         if model is None:
-            return raw_pixels(source, **{key: value for key, value in loading.items() if key != "device"})
-        return extract_features(model, source, self.processor, captions=captions, **loading)
+            found = raw_pixels(source, **{key: value for key, value in loading.items() if key != "device"})
+            return with_columns(found, source, [label for label in self.labels if label in self.train.labels])
+        found = extract_features(model, source, self.processor, captions=captions, **loading)
+        return with_columns(found, source, [label for label in self.labels if label in self.train.labels])
 
     def _of_texts(self, model: Any, test: Features, measures: set[str]) -> dict[str, float]:
         row: dict[str, float] = {}
         if "zero_shot" in measures:
             for label in self.labels:
-                found = classify(model, self.processor, self.test, test, label, self._prompts(label))
+                more = class_list(self.train, label) if label in self.train.labels else ()
+                found = classify(model, self.processor, self.test, test, label, self._prompts(label), more)
                 scores = zero_shot_accuracy(found)
                 row[f"zeroshot_{label}"] = scores["top1"]
                 row |= {f"zeroshot5_{label}": scores["top5"]} if "top5" in scores else {}
@@ -233,6 +243,16 @@ class _Bench:
         return {"jaccard_best": found["jaccard_best"], "jaccard_mean": found["jaccard_mean"]}
 
 
+def with_columns(found: Features, source: ImageSource, labels: Sequence[str]) -> Features:
+    """`found` with each of `labels`: a source whose only label column has another name is known by that one."""
+    for label in labels:
+        own = matching_column(source.labels, label)
+        if own is not None and own != label:
+            found.labels[label] = found.labels[own]
+            found.classes |= {label: found.classes[own]} if own in found.classes else {}
+    return found
+
+
 def measure_features(
     train: Features,
     test: Features,
@@ -247,7 +267,7 @@ def measure_features(
     """The figures of one row of `evaluate_backbone`, from features already extracted."""
     row: dict[str, Any] = {}
     for label in labels if {"knn", "linear", "low_shot"} & set(measures) else ():
-        fit, score = _labelled(train, label), _labelled(test, label)
+        fit, score = _labelled(train, test, label)
         data = (fit.embeddings, fit.labels[label], score.embeddings, score.labels[label])
         if "knn" in measures:
             accuracy = knn_accuracy(*data, k=k, precision=knn_precision)
@@ -266,15 +286,27 @@ def measure_features(
     return row
 
 
-def _labelled(features: Features, label: str) -> Features:
-    """The rows that carry `label`: None and -1 mean unlabelled."""
-    values = features.labels.get(label)
-    keep = [i for i, value in enumerate(values or ()) if value is not None and value != -1]
-    if values is None or not keep:
-        raise ValueError(
-            f"No row has a {label!r} label; the columns at hand are {', '.join(features.labels) or 'none'}."
+def _labelled(train: Features, test: Features, label: str) -> tuple[Features, Features]:
+    """The rows of both sides that carry `label`, now by name: classes of one task, however each side numbers them."""
+    sides = (train, test)
+    values = [side.labels.get(label) or [] for side in sides]
+    names = task_labels(values[0], train.classes.get(label), values[1], test.classes.get(label))
+    found = []
+    for side, own in zip(sides, names, strict=True):
+        keep = [i for i, name in enumerate(own) if name is not None]
+        if not keep:
+            raise ValueError(
+                f"No row has a {label!r} label; the columns at hand are {', '.join(side.labels) or 'none'}."
+            )
+        named = replace(side, labels={**side.labels, label: own}, classes={})
+        found.append(named if len(keep) == len(side) else named.select(keep))
+    bank, queries = (set(side.labels[label]) for side in found)
+    if not bank & queries:
+        raise LabelMismatchError(
+            f"The two sides have no class of {label!r} in common: the bank has {few(in_order(bank))}, "
+            f"the queries have {few(in_order(queries))}."
         )
-    return features if len(keep) == len(features) else features.select(keep)
+    return found[0], found[1]
 
 
 def _retrieval(test: Features, pairing: Pairing) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from hf_ssl.data import workers
+from hf_ssl.data.classes import declared_names
 from hf_ssl.evaluation.knn import as_features
 from hf_ssl.evaluation.natives import image_features, image_processor
 from hf_ssl.loading import load_pretrained
@@ -39,6 +40,7 @@ class Features:
         default_factory=lambda: torch.zeros(0, dtype=torch.long)
     )  # (N,) position of the row in the source
     skipped: list[str] = field(default_factory=list)  # "where: reason" of each picture left out
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # column name -> the names its numbers stand for
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -48,7 +50,8 @@ class Features:
         keep = torch.as_tensor(keep)
         rows = keep.nonzero()[:, 0] if keep.dtype == torch.bool else keep.long()
         labels = {name: [values[i] for i in rows.tolist()] for name, values in self.labels.items()}
-        return Features(self.embeddings[rows], labels, self.index[rows], self.skipped)
+        index = self.index[rows] if len(self.index) else self.index
+        return Features(self.embeddings[rows], labels, index, self.skipped, self.classes)
 
 
 @contextlib.contextmanager
@@ -266,7 +269,10 @@ class Collect:
                 f"No picture of {self.source.name} ({self.source.split}) could be read: {self.skipped[:3]}"
             )
         embeddings = as_features(outputs, f"{what} features of {self.source.name}")
-        return Features(embeddings, self.labels, torch.tensor(self.index, dtype=torch.long), self.skipped)
+        index = torch.tensor(self.index, dtype=torch.long)
+        declared = {name: declared_names(self.source, name) for name in self.columns}
+        classes = {name: names for name, names in declared.items() if names is not None}
+        return Features(embeddings, self.labels, index, self.skipped, classes)
 
 
 class _Rows(torch.utils.data.Dataset):

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ssl.data.classes import UNLABELED, class_value, in_order, names_of
+
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16")
@@ -42,15 +44,37 @@ def as_features(features, name: str = "features") -> Tensor:
 def encode_labels(
     train: Sequence[Hashable] | Tensor, test: Sequence[Hashable] | Tensor
 ) -> tuple[Tensor, Tensor, list]:
-    """Labels of any type as class numbers: (train (N,), test (M,), classes). A test label unknown to train is -1."""
-    train_values, test_values = (x.tolist() if isinstance(x, Tensor) else list(x) for x in (train, test))
-    classes = sorted(set(train_values), key=lambda value: (str(type(value)), value))
-    number = {value: i for i, value in enumerate(classes)}
-    return (
-        torch.tensor([number[v] for v in train_values], dtype=torch.long),
-        torch.tensor([number.get(v, -1) for v in test_values], dtype=torch.long),
-        classes,
-    )
+    """Labels as class numbers: (train (N,), test (M,), classes by name). A test label unknown to train is -1."""
+    train_names, test_names = (names_of(labels_list(labels)) for labels in (train, test))
+    classes = in_order(name for name in train_names if name is not None)
+    number = {name: i for i, name in enumerate(classes)}
+    numbers = ([-1 if name is None else number.get(name, -1) for name in names] for names in (train_names, test_names))
+    train_numbers, test_numbers = (torch.tensor(each, dtype=torch.long) for each in numbers)
+    return train_numbers, test_numbers, classes
+
+
+def labels_list(labels: Sequence[Hashable] | Tensor) -> list:
+    return labels.tolist() if isinstance(labels, Tensor) else list(labels)
+
+
+def labelled(
+    features: Tensor, labels: Sequence[Hashable] | Tensor, name: str
+) -> tuple[Tensor, Sequence[Hashable] | Tensor, Tensor | None]:
+    """(features, labels, rows): those of the rows that have a label, as if there were no others; rows None: all have.
+
+    None, NaN, -1 and empty text are no label. ValueError where nothing is left; `name`: what it calls the features.
+    """
+    if isinstance(labels, Tensor) and not labels.is_floating_point():
+        keep = (labels != UNLABELED).cpu()
+    else:
+        keep = torch.tensor([class_value(value) is not None for value in labels_list(labels)], dtype=torch.bool)
+    if keep.all():
+        return features, labels, None
+    if not keep.any():
+        raise ValueError(f"No row of {name} has a label.")
+    rows = keep.nonzero()[:, 0]
+    chosen = labels[rows] if isinstance(labels, Tensor) else [labels[i] for i in rows.tolist()]
+    return features[rows.to(features.device)], chosen, rows
 
 
 @torch.no_grad()
@@ -240,20 +264,28 @@ def knn_accuracy(
     temperature: float = 0.07,
     num_classes: int | None = None,
     precision: str = "fp32",
+    fill: bool = False,
 ) -> dict[str, float]:
     """Weighted kNN accuracy by DINO's rule: cosine similarity, each neighbour votes exp(similarity / temperature).
 
     train_features (N, D) and test_features (M, D) may have any length and are not copied; `precision`: see `nearest`.
-    Labels are N and M class numbers, or N and M values of any hashable type when `num_classes` is None. A test label
-    that no training row has counts as wrong.
-    Returns {"knn20_top1": fraction, "knn20_top5": fraction, ...} for every k. Top-5 looks at min(5, k, classes) ranks:
-    k neighbours name at most k classes. A k above N is clamped to N and the key keeps the k asked for.
-    Equal votes go to the lower class number. Raises ValueError for mismatched sizes, bad k, bad temperature or NaN
-    features.
+    Labels are N and M class numbers, or N and M names or numbers when `num_classes` is None (3 and "3" are one class).
+    Rows without a label (None, NaN, -1, "") are as if they were not there, on both sides; a test label that no
+    training row has counts as wrong.
+    Returns {"knn20_top1": fraction, "knn20_top5": fraction, ...} for every k. Top-5 looks at min(5, k, classes) ranks,
+    and a class that no neighbour voted for has none. With `fill` such classes take the ranks that are left, in the
+    order in which torch.sort leaves them: DINO's own code, whose top-5 is higher by chance where classes are few.
+    A k above N is clamped to N and the key keeps the k asked for. Equal votes go to the lower class number. Raises
+    ValueError for mismatched sizes, bad k, bad temperature, NaN features or a side without any label.
     """
     bank = as_features(train_features, "train_features")
     queries = as_features(test_features, "test_features").to(bank.device)
-    bank_labels, truth, num_classes = _class_numbers(train_labels, test_labels, num_classes, len(bank), len(queries))
+    for count, labels, side in ((len(bank), train_labels, "train"), (len(queries), test_labels, "test")):
+        if len(labels) != count:
+            raise ValueError(f"{count} {side} features came with {len(labels)} {side} labels.")
+    bank, train_labels, _ = labelled(bank, train_labels, "train_features")
+    queries, test_labels, _ = labelled(queries, test_labels, "test_features")
+    bank_labels, truth, num_classes = _class_numbers(train_labels, test_labels, num_classes)
     bank_labels, truth = bank_labels.to(bank.device), truth.to(bank.device)
     ks = [k] if isinstance(k, int) else list(k)
     if bank.shape[1] != queries.shape[1]:
@@ -276,9 +308,15 @@ def knn_accuracy(
         target = truth[start : start + step, None]
         for wanted in ks:
             votes = weight.new_zeros(len(rows), num_classes)
-            votes.scatter_add_(1, bank_labels[rows[:, :wanted]], weight[:, :wanted])
-            ranking = votes.argsort(dim=1, descending=True, stable=True)
-            hit = ranking[:, : min(5, wanted, num_classes)] == target
+            named = bank_labels[rows[:, :wanted]]
+            votes.scatter_add_(1, named, weight[:, :wanted])
+            if fill:
+                ranking = votes.float().sort(1, True).indices[:, : min(5, wanted, num_classes)]
+                hit = ranking == target
+            else:
+                ranking = votes.argsort(dim=1, descending=True, stable=True)[:, : min(5, wanted, num_classes)]
+                voted = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, named, True)
+                hit = (ranking == target) & voted.gather(1, ranking)
             correct[wanted][0] += int(hit[:, 0].sum())
             correct[wanted][1] += int(hit.sum())
     result = {}
@@ -288,9 +326,7 @@ def knn_accuracy(
     return result
 
 
-def _class_numbers(train, test, num_classes: int | None, n: int, m: int) -> tuple[Tensor, Tensor, int]:
-    if len(train) != n or len(test) != m:
-        raise ValueError(f"{n} train and {m} test features came with {len(train)} train and {len(test)} test labels.")
+def _class_numbers(train, test, num_classes: int | None) -> tuple[Tensor, Tensor, int]:
     if num_classes is None:
         train_numbers, test_numbers, classes = encode_labels(train, test)
         return train_numbers, test_numbers, len(classes)
@@ -310,8 +346,9 @@ def retrieval_recall(
 ) -> dict[str, float]:
     """Recall@k: the fraction of queries with an item of the same id among their k most similar gallery items (cosine).
 
-    query (M, D), gallery (N, D), ids of any hashable type. Queries whose id the gallery lacks cannot be answered: they
-    are left out and counted in the log. Equal similarities go to the lower gallery row.
+    query (M, D), gallery (N, D), ids: names or numbers. Rows without one (None, NaN, -1, "") are as if they were not
+    there. Queries whose id the gallery lacks cannot be answered: they are left out and counted in the log. Equal
+    similarities go to the lower gallery row.
     Returns {"r1": fraction, "r5": fraction}. Raises ValueError for mismatched sizes or when no query can be answered.
     """
     queries, items = as_features(query, "query"), as_features(gallery, "gallery")
@@ -323,6 +360,8 @@ def retrieval_recall(
     ks = [k] if isinstance(k, int) else list(k)
     if not ks or min(ks) < 1:
         raise ValueError(f"k must be positive whole numbers, got {k}.")
+    queries, query_ids, _ = labelled(queries, query_ids, "query")
+    items, gallery_ids, _ = labelled(items, gallery_ids, "gallery")
     gallery_numbers, query_numbers, _ = encode_labels(gallery_ids, query_ids)
     answerable = query_numbers >= 0
     if not answerable.any():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_ssl.evaluation.knn import as_features, encode_labels
+from hf_ssl.evaluation.knn import as_features, encode_labels, labelled, labels_list
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ def linear_probe(
     batch/256, all heads in one pass of `iterations` (default 1000) batches of `batch_size` random rows.
     The strength or rate is chosen by accuracy, then cross-entropy, on a stratified `holdout` share of train; then the
     probe is refitted on all of train. `groups` (N): rows of one group are held out together (two drawings of one
-    emoji), else near-duplicates flatter the choice. Labels are of any hashable type; one unknown to train is wrong.
+    emoji), else near-duplicates flatter the choice. Labels are names or numbers; one unknown to train is wrong,
+    and rows without one (None, NaN, -1, "") are as if they were not there.
     Returns {"top1", "top5" (fractions), "chosen" (strength or learning rate), "holdout_top1", "solver"}.
     Raises ValueError for sizes that do not match, fewer than two classes, or an unknown solver.
     """
@@ -57,6 +58,10 @@ def linear_probe(
             f"{len(train_labels)} and {len(test_labels)} labels"
             + (f" and {len(groups)} groups." if groups is not None else ".")
         )
+    x, train_labels, rows = labelled(x, train_labels, "train_features")
+    x_test, test_labels, _ = labelled(x_test, test_labels, "test_features")
+    if groups is not None and rows is not None:
+        groups = [labels_list(groups)[row] for row in rows.tolist()]
     y, y_test, classes = encode_labels(train_labels, test_labels)
     if len(classes) < 2:
         raise ValueError(f"A linear probe needs at least 2 classes in train, got {classes}.")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_ssl.evaluation.knn import as_features, encode_labels
+from hf_ssl.evaluation.knn import as_features, encode_labels, labelled
 from hf_ssl.evaluation.linear import LBFGSProbe
 
 STRENGTH = 0.0025  # MSN's L2 (arXiv 2204.07141): nothing is tuned, for a few labels leave nothing to tune on
@@ -26,8 +26,9 @@ def low_shot(
     """Test accuracy of a logistic regression on a share of the train labels, mean over `draws` random subsets.
 
     Features train (N, D), test (M, D), less the mean of the drawn rows, each of length 1; mean cross-entropy +
-    0.0025/2 ||W||^2 by L-BFGS. A draw takes its fraction of every class, at least one row. Labels are of any hashable
-    type; a test label unknown to train is wrong. Returns {"lowshot1": accuracy with 1 %, "lowshot10": with 10 %, ...}.
+    0.0025/2 ||W||^2 by L-BFGS. A draw takes its fraction of every class, at least one row. Labels are names or
+    numbers; a test label unknown to train is wrong, and rows without one (None, NaN, -1, "") are as if they were not
+    there. Returns {"lowshot1": accuracy with 1 %, "lowshot10": with 10 %, ...}.
     Raises ValueError for sizes that do not match, fewer than two classes, or a fraction outside (0, 1].
     """
     x, x_test = as_features(train_features, "train_features"), as_features(test_features, "test_features")
@@ -38,6 +39,8 @@ def low_shot(
         )
     if draws < 1 or not all(0 < fraction <= 1 for fraction in fractions):
         raise ValueError(f"low_shot needs at least 1 draw and fractions in (0, 1], got {draws} and {fractions}.")
+    x, train_labels, _ = labelled(x, train_labels, "train_features")
+    x_test, test_labels, _ = labelled(x_test, test_labels, "test_features")
     y, y_test, classes = encode_labels(train_labels, test_labels)
     if len(classes) < 2:
         raise ValueError(f"Low-shot needs at least 2 classes in train, got {classes}.")

@@ -80,7 +80,7 @@ def _map_html(album: Album, chosen: np.ndarray, places: list[np.ndarray], shown:
     size = f"background-size:{columns * 100}% {rows * 100}%"
     alt = f"Map of {len(chosen)} pictures: similar features lie near each other"
     look = f"--sheet:url({data_uri(sheet)});--w:{side * 100:.1f}cqw"
-    what = f"; the ring's colour is the {album.label}, which training did not see" if album.label else ""
+    what = f"; the ring's colour is the {album.label}, {album.seen}" if album.label else ""
     return (
         f'<figure class="panel">{switch}<style>.map i:not(.d){{{size}}}</style><div class="wide">'
         f'<div class="map" role="img" aria-label="{escape(alt)}" style="{look}">{"".join(points)}</div></div>'

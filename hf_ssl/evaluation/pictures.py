@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_ssl.evaluation.album import Album, Missing, Run, load_album
+from hf_ssl.evaluation.album import Album, Missing, NotApplicable, Run, load_album
 from hf_ssl.evaluation.features import frozen
 from hf_ssl.evaluation.knn import nearest
 from hf_ssl.evaluation.thumbnails import thumbnail
@@ -128,7 +128,7 @@ def attention_pictures(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """(pictures (B, H, W, 3), heads (B, heads, H, W, 3), their mean (B, H, W, 3), that before training or None).
 
-    All uint8. Raises Missing where the model has no class token whose attention could be read.
+    All uint8. Raises NotApplicable where the model has no class token whose attention could be read.
     """
     from hf_ssl.backbones import last_attention
 
@@ -143,7 +143,7 @@ def attention_pictures(
     try:
         after = maps(album.model)
     except ValueError as error:
-        raise Missing(f"No attention maps: {error}.") from error
+        raise NotApplicable(f"No attention maps: {error}.") from error
     heads = np.stack([overlay(pictures, after[:, i]) for i in range(after.shape[1])], axis=1)
     before = None
     if album.before_model is not None:
@@ -172,7 +172,7 @@ def reconstruction_pictures(run: Run, album: Album, chosen: list[int], seed: int
         raise Missing("No reconstructions: the run folder has no ssl/, where the whole method would be.")
     model_class = composite_class(run)
     if not hasattr(model_class, "reconstruct"):
-        raise Missing("No reconstructions: this method does not predict pixels.")
+        raise NotApplicable("No reconstructions: this method does not predict pixels.")
     model = load_pretrained(model_class, run.folder / "ssl", dtype=torch.float32)
     pixels = album.pixels(chosen)
     with frozen(model), torch.random.fork_rng():

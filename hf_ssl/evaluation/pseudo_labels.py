@@ -57,7 +57,8 @@ def pseudo_label(
     dataset = dataset.add_column("label", labels[rows].tolist(), feature=ClassLabel(names=list(found.names)))
     dataset = dataset.add_column("confidence", confidence[rows].tolist(), feature=Value("float32"))
     dataset = dataset.add_column("weight", weights[rows].astype(np.float32).tolist(), feature=Value("float32"))
-    return dataset.add_column("index", index[rows].tolist(), feature=Value("int64"))
+    numbers = [source.number(position) for position in index[rows].tolist()]
+    return dataset.add_column("index", numbers, feature=Value("int64"))
 
 
 def save_pseudo_labels(dataset: Dataset, path: str | Path) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ssl.evaluation import charts, classifier_panels, panels, pictures, text_panels
-from hf_ssl.evaluation.album import Album, Missing, Run, load_album
+from hf_ssl.evaluation.album import Album, Missing, NotApplicable, Run, load_album
 from hf_ssl.evaluation.charts import number
 from hf_ssl.evaluation.health import diagnose, health_report
 from hf_ssl.evaluation.natives import model_kind
@@ -66,8 +66,8 @@ def write_report(
     """Write `run_dir`/report.html, one file that needs no network, and return its path.
 
     `dataset`: whose test pictures to show (default: the run's own). `max_images`: at most so many of them, a fixed
-    random subset. A part that cannot be made says why in its place. Raises FileNotFoundError where `run_dir` holds
-    no run.
+    random subset. A part that cannot be made says why in its place; one that this model or these pictures cannot have
+    is left out. Raises FileNotFoundError where `run_dir` holds no run.
     """
     report = Report(Run.open(run_dir), dataset, max_images, progress)
     parts = [
@@ -88,7 +88,7 @@ def write_report(
     template = string.Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     path = report.run.folder / "report.html"
     title = escape(f"{_method(report)[0]} on {_dataset(report)}")
-    path.write_text(template.substitute(title=title, body="\n".join(parts)), encoding="utf-8")
+    path.write_text(template.substitute(title=title, body="\n".join(filter(None, parts))), encoding="utf-8")
     return path
 
 
@@ -116,6 +116,8 @@ def _texts(report: Report) -> str:
 def _part(title: str, anchor: str, build: Callable[[Report], str], report: Report) -> str:
     try:
         body = build(report)
+    except NotApplicable:
+        return ""
     except Missing as reason:
         body = f'<p class="missing">{escape(str(reason))}</p>'
     except Exception as error:  # one broken part must not cost the reader the others
@@ -214,10 +216,8 @@ def _curves(report: Report) -> str:
     figures = "".join(charts.figure(chart) for chart in drawn)
     figures += "".join(_histogram(report, key) for key in logged)
     missing = ""
-    if not any(key.startswith("eval_knn") for key in logged):
-        missing = (
-            '<p class="hint">No kNN curve: the run did not evaluate on the way, or its pictures have no labels.</p>'
-        )
+    if not any(key.startswith("eval_") for key in logged):
+        missing = '<p class="hint">No curve of a measure: the run did not evaluate on the way (--eval_strategy).</p>'
     return f'<div class="charts">{figures}</div>{missing}'
 
 

@@ -7,7 +7,7 @@ from html import escape
 import torch.nn.functional as F
 
 from hf_ssl.evaluation import pictures
-from hf_ssl.evaluation.album import Album, Missing
+from hf_ssl.evaluation.album import Album, Missing, NotApplicable
 from hf_ssl.evaluation.knn import nearest
 from hf_ssl.evaluation.natives import load_native
 from hf_ssl.evaluation.thumbnails import data_uri
@@ -17,13 +17,13 @@ from hf_ssl.evaluation.zero_shot import embed_texts, recalls
 def text_panel(folder: str, album: Album, count: int = 10, k: int = 5) -> str:
     """Pictures drawn blindly, each with the `k` texts of the album most similar to it; its own are marked."""
     if not getattr(album.source, "has_captions", False):
-        raise Missing(f"{album.source.name} has no texts to match pictures with.")
+        raise NotApplicable(f"{album.source.name} has no texts to match pictures with.")
     if album.source.is_stream:
         raise Missing(f"{album.source.name} is a stream, whose texts cannot be read again.")
     texts = [_texts(album, row) for row in album.rows.tolist()]
     candidates = list(dict.fromkeys(text for own in texts for text in own))
     if not candidates:
-        raise Missing("None of the pictures that were looked at has a text.")
+        raise NotApplicable("None of the pictures that were looked at has a text.")
     model, processor, _ = load_native(folder)
     embeddings = embed_texts(model, processor, candidates)
     numbers = {text: i for i, text in enumerate(candidates)}

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_ssl.evaluation.classification import UNKNOWN, Predictions, declared_names
+from hf_ssl.data.classes import declared_names, in_order, names_of
+from hf_ssl.evaluation.classification import UNKNOWN, Predictions
 from hf_ssl.evaluation.features import CAPTIONS, Features, extract_features, frozen
 from hf_ssl.evaluation.knn import nearest
 from hf_ssl.evaluation.natives import load_native, pooled
@@ -92,11 +93,22 @@ def zero_shot_predict(
 
 
 def classify(
-    model: Any, processor: Any, source: ImageSource, found: Features, label: str, prompts: Prompts | None = None
+    model: Any,
+    processor: Any,
+    source: ImageSource,
+    found: Features,
+    label: str,
+    prompts: Prompts | None = None,
+    more: Sequence[str] = (),
 ) -> Predictions:
-    """`zero_shot_predict` from image features already extracted (with the column `label`)."""
+    """`zero_shot_predict` from image features already extracted (with the column `label`).
+
+    more: classes of the task that no picture of `source` may have, where its label column does not declare them.
+    """
     values = found.labels[label]
     names = class_list(source, label, values)
+    if declared_names(source, label) is None and not (prompts and prompts.classes):
+        names = tuple(in_order((*names, *more)))
     if len(names) < 2:
         raise ValueError(f"Zero-shot classification needs at least 2 classes; column {label!r} holds {names}.")
     logits = F.normalize(found.embeddings, dim=1) @ class_embeddings(model, processor, names, prompts).T
@@ -104,10 +116,8 @@ def classify(
     if getattr(model, "logit_bias", None) is not None:
         logits = logits + model.logit_bias.detach().float().cpu()
     p = logits.sigmoid() if "siglip" in model.config.model_type else logits.softmax(dim=1)
-    declared = declared_names(source, label)
     number = {name: i for i, name in enumerate(names)}
-    told = [names[v] if declared and isinstance(v, int) and v >= 0 else str(v) for v in values]
-    truth = [number.get(name, UNKNOWN) for name in told]
+    truth = [UNKNOWN if name is None else number[name] for name in names_of(values, declared_names(source, label))]
     return Predictions(p, torch.tensor(truth, dtype=torch.long), found.index, names, found.skipped)
 
 
@@ -116,7 +126,7 @@ def class_list(source: ImageSource, label: str, values: Sequence[Any] = ()) -> t
     if declared := declared_names(source, label):
         return declared
     found = values if source.is_stream else source.dataset.unique(label)
-    return tuple(sorted({str(value) for value in found if value is not None and value != UNKNOWN}))
+    return tuple(in_order(name for name in names_of(found) if name is not None))
 
 
 def zero_shot(

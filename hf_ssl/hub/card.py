@@ -214,6 +214,8 @@ def _facts(run: dict[str, Any], side: tuple[int, int] | None) -> dict[str, str]:
     if facts["Data"]:
         facts["Data"] += f", split {run['split']}" if run.get("split") else ""
         facts["Data"] += f", {images:,} images" if images else ""
+    if rows := _rows(run.get("division") or {}):
+        facts["Rows"] = str(scrub(rows))
     if seen:
         passes = f", {seen / images:.1f} passes over the data" if images else ""
         facts["Images seen"] = f"{seen:,} in {steps:,} steps of {run['images_per_step']:,}{passes}"
@@ -236,6 +238,18 @@ def _facts(run: dict[str, Any], side: tuple[int, int] | None) -> dict[str, str]:
     if run.get("seed") is not None:
         facts["Seed"] = str(run["seed"])
     return {name: text for name, text in facts.items() if text}
+
+
+def _rows(division: dict[str, Any]) -> str:
+    """How many rows trained, validated and tested, and by which rule; "" where nobody settled it."""
+    if "test" not in division:
+        known, of = division.get("trained_on"), division.get("measured")
+        return f"{known} of the {of} pictures that are measured on were trained on as well" if known else ""
+    counts = [
+        f"{'a stream' if n is None else f'{n:,}'} to {verb}"
+        for verb, n in zip(("train", "validate", "test"), (division.get(k) for k in ("train", "validation", "test")))
+    ]
+    return f"{', '.join(counts)}. {division.get('rule') or ''}".strip()
 
 
 def _duration(seconds: float) -> str:

@@ -25,7 +25,12 @@ def is_hub_id(name: Any) -> bool:
 
 
 def eval_results(run: dict[str, Any]) -> list[EvalResult]:
-    """The trained model's figures; those of raw pixels, the untrained twin, chance are each figure's ``baselines``."""
+    """The trained model's figures; those of raw pixels, the untrained twin, chance are each figure's ``baselines``.
+
+    [] where pictures that are measured on were trained on: such figures are no results.
+    """
+    if (run.get("division") or {}).get("trained_on"):
+        return []
     rows = [row for row in run.get("results") or [] if isinstance(row, dict)]
     found = []
     for own in (row for row in rows if row.get("model") in OWN_ROWS):

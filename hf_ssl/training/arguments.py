@@ -22,7 +22,12 @@ class DataArguments:
     eval_dataset: str | None = field(
         default=None, metadata={"help": "Labelled images for the online kNN and the final table; default: the same."}
     )
-    eval_split: str = field(default="test", metadata={"help": "Split that the final table queries."})
+    eval_split: str = field(
+        default="test",
+        metadata={
+            "help": "Split to test on; where there is none, a fixed fifth of the images is kept out of training."
+        },
+    )
     image_column: str | None = field(default=None, metadata={"help": "Column with the image; found if not given."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the label; found if not given."})
     validation_split: str | None = field(
@@ -76,7 +81,7 @@ class LabelArguments:
     )
     label_seed: int | None = field(default=None, metadata={"help": "Seed of that draw; default: the run's seed."})
     unlabeled_dataset: str | None = field(
-        default=None, metadata={"help": "Images without labels; default: all images of dataset."}
+        default=None, metadata={"help": "Images without labels; default: all images of dataset that train."}
     )
     unlabeled_split: str = field(default="train", metadata={"help": "Split of unlabeled_dataset."})
     unlabeled_ratio: int = field(

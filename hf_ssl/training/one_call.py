@@ -1,5 +1,6 @@
 """``hf_ssl.fit``: labelled and unlabelled images in, a classifier and a report out, in one call."""
 
+import logging
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..data.labels import LabeledRows, draw_labeled
 from ..data.sources import ImageSource, load_source
+from ..data.splits import marked, without
 from ..methods import load
 from ..processing import SSLImageProcessor
 from .arguments import ModelArguments, SSLTrainingArguments
@@ -19,6 +21,8 @@ from .trainer import SSLTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger("hf_ssl.training")
 
 _SHOWN = ("accuracy", "macro_f1", "ece")
 
@@ -93,7 +97,8 @@ def fit(
     labeled, unlabeled, validation: what ``load_source`` takes (a ``datasets`` dataset, a folder, a Hub id, ...) or an
         ``ImageSource``. Of ``labeled`` every row that has a label is used, or as many as labels_per_class,
         label_fraction or label_ids (row numbers or a file of them) say, drawn once from ``seed``. ``unlabeled``: by
-        default all images of ``labeled``; its labels are never trained on. ``validation`` is only measured on.
+        default all images of ``labeled``; its labels are never trained on. ``validation`` is only measured on: a
+        picture of it that is also among the others, byte for byte, is not trained on, and a log line says so.
     output_dir: where checkpoints go; None keeps none. ``resume_from_checkpoint=True`` goes on from the last one there.
     config, views: fields of the method's config and of its image processor. training: any training argument, such as
         max_steps, per_device_train_batch_size, learning_rate; the paper's otherwise.
@@ -104,9 +109,14 @@ def fit(
     if family != "semi_supervised":
         raise ValueError(f"fit trains semi-supervised methods; {method} is one of {family}: use SSLTrainer or hf-ssl")
     source = _source(labeled, label_column)
+    held = None if validation is None else marked(_source(validation, label_column, source.channels), "validation")
+    said: list[str] = []
+    source = source if held is None else without(source, held, said)
     chosen, rows = draw_labeled(source, label_column, labels_per_class, label_fraction, label_ids, seed)
     images = source if unlabeled is None else _source(unlabeled, None, source.channels)
-    held = None if validation is None else _source(validation, label_column, source.channels)
+    images = images if held is None or unlabeled is None else without(images, held, said)
+    for sentence in said:
+        logger.warning("%s", sentence)
     with ExitStack() as stack:
         if output_dir is None:
             output_dir = stack.enter_context(tempfile.TemporaryDirectory())
@@ -121,17 +131,24 @@ def fit(
             method, source, ModelArguments(backbone=str(model), image_size=image_size), config, views, seed, rows.names
         )
         trainer = SSLTrainer(
-            whole, arguments, images, processor, source if held else None, held,
+            whole, arguments, images, processor, source if held is not None else None, held,
             labeled_source=chosen, labeled_rows=rows, unlabeled_ratio=unlabeled_ratio,
         )  # fmt: skip
         trainer.train(arguments.resume_from_checkpoint)
         arguments.eval_images = 0  # all of them, now that it is the final figure
         measured = trainer.evaluate() if held is not None else {}
         skipped = trainer.skipped_images()["names"]
+    division: dict[str, Any] = {
+        "train": images.num_rows,
+        "validation": 0 if held is None else held.num_rows,
+        "test": 0,
+    }
+    division["rule"] = " ".join([*said, "Training, with labels or without, left out what is validated on."])
     results = {name.removeprefix("eval_"): value for name, value in measured.items()}
     return FitReport(
         whole.export_backbone.eval().cpu(), processor.native_processor(), results, trainer.state.log_history, rows,
-        whole, processor, skipped, {"method": method, "dataset": source.name, "labeled": rows.to_dict()},
+        whole, processor, skipped,
+        {"method": method, "dataset": source.name, "labeled": rows.to_dict(), "division": division},
     )  # fmt: skip
 
 

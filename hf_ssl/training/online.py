@@ -1,5 +1,6 @@
 """What ``SSLTrainer.evaluate`` measures while a method trains, by family."""
 
+import logging
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ import torch
 from ..data.sources import ImageSource
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
+
+logger = logging.getLogger("hf_ssl.training")
 
 
 def measure(
@@ -57,14 +60,20 @@ def _image_text(
 def _knn(
     method: SSLModel, views: SSLImageProcessor, bank: ImageSource, queries: ImageSource, options: dict[str, Any]
 ) -> dict[str, float]:
-    from ..evaluation import extract_features, knn_accuracy
+    from ..evaluation import extract_features, measure_features
+    from ..evaluation.evaluate import with_columns
 
     processor = views.eval_processor()
     known, asked = (
-        extract_features(method.export_backbone, source, processor, **options) for source in (bank, queries)
+        with_columns(extract_features(method.export_backbone, source, processor, **options), source, queries.labels)
+        for source in (bank, queries)
     )
     scores = {}
     for label in queries.labels:
-        found = knn_accuracy(known.embeddings, known.labels[label], asked.embeddings, asked.labels[label], k=(20,))
-        scores[f"knn_{label}"] = found["knn20_top1"]
+        try:
+            found = measure_features(known, asked, (label,), ("knn",), (20,), pairing=None)
+        except ValueError as error:  # nothing to compare with: no reason to end a training
+            logger.warning("%s is not measured while training: %s", label, error)
+            continue
+        scores[f"knn_{label}"] = found[f"knn20_{label}"]
     return {"knn_top1": next(iter(scores.values())), **scores} if scores else scores

@@ -52,10 +52,16 @@ class PublishingTrainer(Trainer):
             "time_seconds": sum(ran),
             "seed": args.seed,
             "environment": environment(args.world_size),
+            "division": self._division(),
             "labeled": None if self.labeled_rows is None else self.labeled_rows.to_dict(),
             "init": {"from_pretrained": start or None, "seed": args.seed},
             **self.card_facts,
         }
+
+    def _division(self) -> dict[str, Any]:
+        """How many rows train and how many are measured on, as far as the trainer was told."""
+        queries = None if self.eval_queries is None else self.eval_queries.num_rows
+        return {"train": self.train_source.num_rows, "measured": queries, "trained_on": self.trained_queries}
 
     @property
     def images_per_step(self) -> int:

@@ -20,9 +20,9 @@ from .. import distributed
 from ..convolutions import prepare_to_train
 from ..data.collator import BadImageLedger, BatchLoader, TooManyBadImages, build_dataloader
 from ..data.labels import LabeledRows
-from ..data.local import is_test
 from ..data.remote import RemoteError
 from ..data.sources import ImageSource, SourceError
+from ..data.splits import for_testing, trained_queries
 from ..data.workers import WaitEnded, WorkerError
 from ..hub import scrub
 from ..modeling import SSLModel
@@ -74,7 +74,7 @@ class SSLTrainer(CheckpointingTrainer):
         unlabeled_ratio: int = 7,
         **kwargs: Any,
     ):
-        if args.load_best_model_at_end and eval_queries is not None and is_test(eval_queries.split):
+        if args.load_best_model_at_end and eval_queries is not None and for_testing(eval_queries):
             raise ValueError(
                 f"load_best_model_at_end would choose the checkpoint on the {eval_queries.split} images; choose on "
                 "others: --validation_split, or --validation_fraction of the training images"
@@ -94,6 +94,7 @@ class SSLTrainer(CheckpointingTrainer):
         self.shuffle_buffer = shuffle_buffer
         self.labeled_source, self.labeled_rows, self.unlabeled_ratio = labeled_source, labeled_rows, unlabeled_ratio
         self.views = model.processor = processing_class
+        self.trained_queries = trained_queries(eval_queries, train_source, labeled_source)
         self.card_facts = {}
         self.ledger = BadImageLedger()
         self._loader: EpochLoader | None = None

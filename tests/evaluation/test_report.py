@@ -151,10 +151,17 @@ def test_what_is_missing_says_why(tmp_path, folder):
     _save(tmp_path, untrained(resnet, 1), folder)
     found = _Page(write_report(tmp_path, progress=False, max_images=10).read_text()).sections
     assert "was not evaluated" in found["results"] and "no trainer_state.json" in found["training"]
-    assert "ResNetModel has no class token" in found["attention"]
+    assert "attention" not in found  # a ResNet has no class token: nothing is missing
     assert "the run folder has no ssl/" in found["reconstruction"]
     assert "t-SNE of 10 pictures" in found["map"] and "does not hold the command" in found["repeat"]
     assert "does not say how many" in found["skipped"]
+
+
+def test_what_is_wider_than_the_screen_says_so(page):
+    """Tables, map and strips scroll within their box; a script shows the hint where the box is too narrow."""
+    inside = re.findall(r'<div class="wide">\s*<(?:table|div class="(?:map|strip))', page)
+    assert len(inside) == len(re.findall(r'<table|<div class="(?:map|strip)', page)) > 3
+    assert "box.scrollWidth > box.clientWidth" in page and "scroll it sideways" in page and ".wide.more {" in page
 
 
 def test_ruined_files_and_a_vanished_dataset_do_not_stop_it(tmp_path):

@@ -12,6 +12,7 @@ def dino_knn(case: Case) -> dict[str, Tensor]:
         k=case.config["ks"],
         temperature=case.config["T"],
         num_classes=case.config["num_classes"],
+        fill=True,
     )
     percent = {name: torch.tensor(100 * value) for name, value in scores.items()}  # ours: knn20_top1, as a fraction
     return {name.replace("knn", "k").replace("_", "."): value for name, value in percent.items()}
