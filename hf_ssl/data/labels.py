@@ -133,7 +133,9 @@ def draw_labeled(
     known = rows if part is None else part[rows]
     record = LabeledRows(source.name, source.split, column, rule, seed, tuple(names), tuple(known.tolist()), chosen)
     dataset = _held(source, rows) if source.is_stream else source.dataset
-    return replace(source, dataset=_with_labels(dataset, names, labels, numbers, rows), labels=(column,)), record
+    dataset = _with_labels(dataset, names, labels, numbers, rows)
+    chosen_part = None if source.part is None else replace(source.part, numbers=known)
+    return replace(source, dataset=dataset, labels=(column,), part=chosen_part), record
 
 
 # --- reading the labels -------------------------------------------------------------------------------------------

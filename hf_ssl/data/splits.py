@@ -254,13 +254,20 @@ def for_testing(source: ImageSource) -> bool:
     return is_test(source.split) or (source.part is not None and source.part.role == "test")
 
 
-def trained_queries(queries: ImageSource | None, *trained: ImageSource | None) -> int:
+def trained_queries(queries: ImageSource | None, *trained: ImageSource | None, bank: ImageSource | None = None) -> int:
     """How many pictures of `queries` are also among those trained on; a log line says so where there are any.
 
-    What cannot be compared (streams, very large sets of different datasets) counts as none.
+    So it does for those that are in `bank`, where each finds itself. What cannot be compared (streams, very large sets
+    of different datasets) counts as none.
     """
     if queries is None or queries.is_stream:
         return 0
+    itself = None if bank is None or any(bank is source for source in trained) else shared(queries, bank)
+    if itself is not None and len(itself):
+        logger.warning(
+            "%d of the %d pictures of %s, split %s, that are measured on are in the bank as well, where each finds "
+            "itself: the figures on them say nothing of others.", len(itself), len(queries), queries.name, queries.split
+        )  # fmt: skip
     found = [rows for source in trained if source is not None and (rows := shared(queries, source)) is not None]
     count = len(np.unique(np.concatenate(found))) if found else 0
     if count:

@@ -94,7 +94,7 @@ class SSLTrainer(CheckpointingTrainer):
         self.shuffle_buffer = shuffle_buffer
         self.labeled_source, self.labeled_rows, self.unlabeled_ratio = labeled_source, labeled_rows, unlabeled_ratio
         self.views = model.processor = processing_class
-        self.trained_queries = trained_queries(eval_queries, train_source, labeled_source)
+        self.trained_queries = trained_queries(eval_queries, train_source, labeled_source, bank=eval_bank)
         self.card_facts = {}
         self.ledger = BadImageLedger()
         self._loader: EpochLoader | None = None

@@ -268,7 +268,11 @@ def test_the_trainer_says_that_it_measures_on_what_it_trains_on(noise, tmp_path,
     with caplog.at_level(logging.WARNING, "hf_ssl"):
         trainer = hf_ssl.SSLTrainer(trainer.method, trainer.args, whole, processor, whole, part)
     assert trainer.run_record()["division"] == {"train": 80, "measured": 10, "trained_on": 10}
-    assert "10 of the 10 pictures" in caplog.text
+    assert "10 of the 10 pictures" in caplog.text and "in the bank" not in caplog.text
+    with caplog.at_level(logging.WARNING, "hf_ssl"):
+        others = load_source(whole.dataset.select(range(40)))
+        hf_ssl.SSLTrainer(trainer.method, trainer.args, others, processor, whole, part)
+    assert "10 of the 10 pictures" in caplog.text and "are in the bank as well" in caplog.text
     queries = load_pictures(plan_of("simclr", "--dataset", noise)).pairs[0][1]  # no test split by its name
     trainer.args.load_best_model_at_end = True
     with pytest.raises(ValueError, match=r"would choose the checkpoint on the train \(held out\) images"):

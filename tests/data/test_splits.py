@@ -81,6 +81,7 @@ def test_labels_are_drawn_from_what_trains_and_named_by_their_rows_in_the_whole(
     assert pictures(labeled) == pictures(train)
     few, record = draw_labeled(train, per_class=2, seed=3)
     names = load_label_names(whole)
+    assert few.part.numbers.tolist() == list(record.rows)
     for place, number in enumerate(record.rows):
         assert few.dataset[place]["image"] == whole.dataset[number]["image"] and few.dataset[place]["_row"] == number
         assert record.names[record.labels[place]] == names[number]
