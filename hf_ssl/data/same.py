@@ -15,6 +15,7 @@ from hf_ssl.data.shards import table_rows
 from hf_ssl.data.sources import ImageSource
 
 MAX_COMPARED = 200_000  # rows of a source that is compared byte for byte
+MAX_READ = 2**32  # bytes of pictures of equal size, which are read to tell them apart
 _CHUNK = 1000  # rows read at a time
 
 
@@ -33,8 +34,8 @@ def same_data(spec: str, other: str) -> bool:
 def shared(source: ImageSource, other: ImageSource) -> np.ndarray | None:
     """Positions of the rows of `source` whose picture is also in `other`; None where they cannot be compared.
 
-    Splits that a dataset declares (train, validation, test) are taken to be apart. A stream, and more than
-    MAX_COMPARED rows of different datasets, cannot be compared.
+    Splits that a dataset declares (train, validation, test) are taken to be apart. Of other datasets, a stream, more
+    than MAX_COMPARED rows, and more than MAX_READ bytes of pictures of equal size cannot be compared.
     """
     mine, theirs = source.part, other.part
     if mine is not None and theirs is not None:
@@ -47,8 +48,10 @@ def shared(source: ImageSource, other: ImageSource) -> np.ndarray | None:
     if not (_countable(source) and _countable(other)):
         return None
     sizes, others = _sizes(source), _sizes(other)
-    rows = np.flatnonzero(np.isin(sizes, others))
-    wanted = set(_digests(other, np.flatnonzero(np.isin(others, sizes[rows])))) - {None}
+    rows, candidates = np.flatnonzero(np.isin(sizes, others)), np.flatnonzero(np.isin(others, sizes))
+    if sizes[rows].sum() + others[candidates].sum() > MAX_READ:
+        return None
+    wanted = set(_digests(other, candidates)) - {None}
     return rows[[digest in wanted for digest in _digests(source, rows)]] if len(rows) else rows
 
 
@@ -59,6 +62,8 @@ def copies(source: ImageSource) -> np.ndarray | None:
     sizes = _sizes(source)
     _, place, count = np.unique(sizes, return_inverse=True, return_counts=True)
     rows = np.flatnonzero(count[place] > 1)
+    if sizes[rows].sum() > MAX_READ:
+        return None
     group = np.arange(len(sizes))
     first: dict[bytes, int] = {}
     for row, digest in zip(rows.tolist(), _digests(source, rows)):
@@ -91,7 +96,11 @@ def _chunk_sizes(column: Any) -> np.ndarray:
         sizes[files] = [_file_size(path) for path in column.field("path").take(pa.array(files)).to_pylist()]
         return sizes
     pictures = [row["image"] for row in table_rows(pa.table({"image": column}))]
-    return np.array([_file_size(p) if isinstance(p, str) else len(_bytes(p) or b"") for p in pictures], np.int64)
+    return np.array([_file_size(p) if isinstance(p, str) else _length(p) for p in pictures], np.int64)
+
+
+def _length(picture: Any) -> int:
+    return -1 if picture is None else len(picture) if isinstance(picture, bytes) else np.asarray(picture).nbytes
 
 
 def _file_size(path: str | None) -> int:

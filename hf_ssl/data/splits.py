@@ -266,7 +266,8 @@ def trained_queries(queries: ImageSource | None, *trained: ImageSource | None, b
     if itself is not None and len(itself):
         logger.warning(
             "%d of the %d pictures of %s, split %s, that are measured on are in the bank as well, where each finds "
-            "itself: the figures on them say nothing of others.", len(itself), len(queries), queries.name, queries.split
+            "itself: the figures on them say nothing of others.",
+            len(itself), len(queries), queries.name, queries.split,
         )  # fmt: skip
     found = [rows for source in trained if source is not None and (rows := shared(queries, source)) is not None]
     count = len(np.unique(np.concatenate(found))) if found else 0

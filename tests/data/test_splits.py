@@ -193,7 +193,7 @@ def test_what_a_run_trained_on_is_found_again(root):
     )
 
 
-def test_pictures_are_compared_however_they_are_stored(root):
+def test_pictures_are_compared_however_they_are_stored(root, monkeypatch):
     folder, parquet = load_source(str(root / "folder")), load_source(str(root / "rows.parquet"))
     assert shared(folder, parquet).tolist() == list(range(60))
     arrays = np.random.default_rng(1).integers(0, 255, (12, 4, 4, 3), np.uint8)
@@ -202,3 +202,7 @@ def test_pictures_are_compared_however_they_are_stored(root):
     assert shared(load_source(made), load_source(made.select([1, 5]))).tolist() == [1, 5]
     assert shared(load_source(made), folder).tolist() == []
     assert shared(load_source(str(root / "rows.parquet"), streaming=True), folder) is None
+    monkeypatch.setattr("hf_ssl.data.same.MAX_READ", 100)
+    assert shared(folder, parquet) is None and copies(folder) is None
+    said: list[str] = []
+    assert without(folder, parquet, said) is folder and "was not searched" in said[0]
