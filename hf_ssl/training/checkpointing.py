@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -173,9 +174,11 @@ def _planned(checkpoint: str) -> int | None:
 
 
 def _unfit(checkpoint: str, what: str, error: Exception) -> str:
-    first = " ".join(str(error).split())
-    _, _, detail = first.partition(": size mismatch for ")
+    words = " ".join(str(error).split())
+    found = re.search(r"size mismatch for (\S+): .*?torch\.Size\((.*?)\).*?torch\.Size\((.*?)\)", words)
+    if found:
+        words = f"{found[1]} has shape {found[2]} in the checkpoint and {found[3]} here"
     return (
-        f"{checkpoint} cannot be gone on with: its {what} ({(detail and 'size mismatch for ' + detail) or first}"[:400]
-        + "). Train with the settings that it was trained with, or start a new run"
+        f"the run cannot go on from {checkpoint}: its {what} ({words[:300]}). Train with the settings that it was "
+        "trained with, or start a new run in another output_dir"
     )

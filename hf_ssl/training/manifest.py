@@ -9,7 +9,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,8 @@ HARMLESS = (
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "restore_callback_states",
     "do_train", "do_eval", "do_predict", "debug", "skip_memory_metrics", "local_rank", "max_bad_fraction",
     "health_steps", "include_num_input_tokens_seen", "use_cache", "torch_empty_cache_steps", "ddp_timeout",
-    "average_tokens_across_devices", "dataloader_", "remove_unused_columns", "label_names", "length_column_name",
-    "train_sampling_strategy", "activation_checkpointing", "gradient_checkpointing",
+    "average_tokens_across_devices", "accelerator_config", "dataloader_", "remove_unused_columns", "label_names",
+    "length_column_name", "train_sampling_strategy", "activation_checkpointing", "gradient_checkpointing",
 )  # fmt: skip
 # Training arguments that another fact stands for: what they come to is compared, not how it was asked for.
 _RESOLVED = (
@@ -99,10 +99,10 @@ def config_facts(config: "PreTrainedConfig") -> dict[str, Any]:
 
 def view_facts(processor: "SSLImageProcessor") -> dict[str, Any]:
     """The view recipe; of a tokenizer its checksum."""
-    fields = processor.to_dict()
-    size = fields.pop("size")
+    given = processor.to_dict()
+    size = given.pop("size")
     square = isinstance(size, dict) and size.get("height") == size.get("width")
-    flat = {**_flat(fields), "image_size": size["height"] if square else size}
+    flat = {**_flat(given), "image_size": size["height"] if square else size}
     if (tokenizer := getattr(processor, "_tokenizer", None)) is not None:
         flat["tokenizer"] = zlib.crc32(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
     return flat
@@ -116,18 +116,23 @@ def argument_facts(args: Any) -> dict[str, Any]:
 
 
 def source_facts(source: ImageSource) -> dict[str, Any]:
-    """Which images, as far as it can be told cheaply and on another machine as well."""
-    columns = source.caption_columns
+    """Which images and how they are read, as far as it can be told cheaply and on another machine as well."""
+    own = (field.name for field in fields(source) if field.name not in ("name", "dataset", "labels", "shards"))
     return {
         "name": source.name if not _is_local(source.name) else Path(source.name).name,
-        "split": source.split,
-        "streaming": source.is_stream,
         "rows": source.num_rows,
-        "content": None if source.is_stream else _content(source, columns),
+        "content": None if source.is_stream else _content(source, source.caption_columns),
+        "streaming": source.is_stream,
         "shards": source.shards.count if source.is_stream else None,
-        "channels": source.channels,
-        "caption_column": ",".join(columns) or None,
+        **{name: _named(getattr(source, name)) for name in own},
     }
+
+
+def _named(value: Any) -> Any:
+    """A plain value as it is, a function by its name, another object by its class."""
+    if value is None or isinstance(value, (str, int, float, tuple, list)):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _is_local(name: str) -> bool:
@@ -157,10 +162,10 @@ def _image_bytes(image: Any) -> Any:
     return f"{os.path.basename(path)} {size}".encode(errors="surrogateescape")
 
 
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; a list of dicts by number: {"views[0].scale": ...}."""
     flat: dict[str, Any] = {}
-    for name, value in fields.items():
+    for name, value in nested.items():
         if isinstance(value, dict) and value:
             flat |= _flat(value, f"{prefix}{name}.")
         elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_ssl.cli import main
+from hf_ssl.hub.folder import publishable
 from hf_ssl.training.checkpoints import (
     MANIFEST,
     damage,
@@ -147,3 +149,48 @@ def test_an_old_checkpoint_is_removed_only_when_the_new_one_is_whole(tmp_path, p
     with pytest.raises(OSError, match=r"cannot write the checkpoint .*checkpoint-4.*last good checkpoint is .*-2"):
         make_trainer(pictures, tmp_path, max_steps=4, save_total_limit=1).train()
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_a_pushed_checkpoint_is_whole_without_the_paths_that_are_cut_from_it(trained, tmp_path, pictures):
+    checkpoint = tmp_path / "checkpoint-4"
+    shutil.copytree(trained[0] / "checkpoint-4", checkpoint)
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    state["best_model_checkpoint"] = "/home/anna/run/checkpoint-2"
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    trainer = make_trainer(pictures, tmp_path, hub_strategy="checkpoint")
+    copies = trainer.checkpoint_copy(checkpoint, tmp_path / "push")
+    pushed = tmp_path / "pulled"
+    for name, file in copies.items():
+        content = publishable(file)
+        (pushed / name).parent.mkdir(parents=True, exist_ok=True)
+        (pushed / name).write_bytes(content if isinstance(content, bytes) else Path(content).read_bytes())
+    assert trouble(pushed / "last-checkpoint") is None
+    assert set(FILES) | {MANIFEST} <= {path.name for path in (pushed / "last-checkpoint").iterdir()}
+    assert "anna" not in (pushed / "last-checkpoint" / "trainer_state.json").read_text()
+
+
+def test_the_commands_tell_a_damaged_model_and_a_run_without_checkpoint_in_a_sentence(run, tmp_path, capsys):
+    changed(run / "checkpoint-4" / "model.safetensors")
+    folder, output = str(run / "checkpoint-4"), str(tmp_path / "new")
+    for command in (
+        ["export", folder, "--output", output],
+        ["evaluate", folder, "--dataset", "emoji"],
+        ["embed", folder, "--dataset", "emoji", "--output", f"{output}.npz"],
+        ["pseudo-label", folder, "--dataset", "emoji", "--output", f"{output}.parquet"],
+        ["report", folder],
+        ["publish", folder, "someone/something"],
+    ):
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"hf-ssl: {command[0]}: the model in {folder} is not whole: model.safetensors holds")
+        assert said.rstrip().endswith(f"the newest whole one is {run}/checkpoint-2.")
+
+    def resumed(place: Path) -> str:
+        assert main(["train", "simclr", "--output_dir", str(place), "--resume_from_checkpoint", "true"]) == 1
+        return capsys.readouterr().err
+
+    (tmp_path / "begun").mkdir()
+    assert "holds no run to resume" in resumed(tmp_path / "begun")
+    (tmp_path / "begun" / "run.json").write_text("{}")
+    assert "ended before its first checkpoint" in (said := resumed(tmp_path / "begun")) and "--overwrite" in said
+    assert sorted(path.name for path in (tmp_path / "begun").iterdir()) == ["run.json"]

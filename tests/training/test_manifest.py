@@ -115,6 +115,7 @@ def test_other_images_are_refused_and_a_moved_folder_is_not(trained, pictures):
 
     refused(rows(pictures, *range(80)), "dataset.rows 96 in the checkpoint and 80 here")
     refused(rows(pictures, *range(95), 0), "hold other images or texts.*--allow_changed dataset")
+    refused(dataclasses.replace(pictures, render=load_source("emoji:placed").render), '"place" here')
     moved = dataclasses.replace(pictures, name="/elsewhere/emoji-2")
     trainer = make_trainer(moved, trained[0] / "other", max_steps=5, warmup_steps=1)
     trainer.train(str(trained[0] / "checkpoint-4"))
@@ -222,4 +223,6 @@ def test_every_entry_point_compares(tmp_path, pictures, capsys, monkeypatch):
     ]:
         assert main(["train", method, *command, *again, *changed]) == 1
         assert words in capsys.readouterr().err, words
+    assert main(["train", "simclr", *command, *again, "--hidden_dim", "64", "--allow_changed", "hidden_dim"]) == 1
+    assert "and [64, 256] here). Train with the settings" in capsys.readouterr().err
     assert main(["train", "simclr", *command, *again]) == 0
