@@ -217,6 +217,8 @@ def _whole(
     notes = [f"taken from the file's training arguments: {', '.join(fields)}"] if fields else []
     notes += [f"not told by the file, so the method's default in ssl/: {', '.join(defaults)}"] if defaults else []
     notes += [f"all other settings in ssl/config.json that no tensor tells are hf_ssl's defaults of {entry.name}"]
+    if method == "mae":
+        notes.append("a patch's pixels assumed in MAE's order: row, column, channel")
     if method == "mae" and heads is None:
         found = model.config.decoder_num_heads  # type: ignore[attr-defined]
         notes.append(f"{found} attention heads assumed in the decoder; --decoder_num_heads says otherwise")
@@ -233,7 +235,8 @@ def _picture_notes(
     missing = [name for name, given in (("mean", mean), ("std", std)) if given is None]
     if missing:
         flags = ", ".join(f"--image_{name}" for name in missing)
-        notes.append(f"pictures are normalised by ImageNet's {' and '.join(missing)}; {flags} say otherwise")
+        verb = "say" if missing[1:] else "says"
+        notes.append(f"pictures are normalised by ImageNet's {' and '.join(missing)}; {flags} {verb} otherwise")
     return notes
 
 
