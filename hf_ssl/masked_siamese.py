@@ -35,17 +35,13 @@ class MaskedSiameseConfig(MultiViewConfig):
     prior_weight: float | int = 1.0
     entropy_weight: float | int = 0.0
     teacher_momentum: float | int = 0.996
-    limits = {"out_dim": "[1, inf)"}
+    limits = {"out_dim": "[1, inf)", "label_smoothing": "[0, 1)"}
 
     def __post_init__(self, **kwargs):
         if not 0 <= self.patch_drop < 1:
             raise ValueError(f"patch_drop is a share from 0 up to but not including 1, got {self.patch_drop}")
         if self.sharpening <= 0:
             raise ValueError(f"sharpening must be positive, got {self.sharpening}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing is a share from 0 up to but not including 1, got {self.label_smoothing}"
-            )
         super().__post_init__(**kwargs)
 
 

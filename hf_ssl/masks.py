@@ -65,31 +65,32 @@ def ratio_bins(images: int, ratios: tuple[float, float]) -> Tensor:
     return torch.linspace(*ratios, images + 1)
 
 
-def block_masks(images: int, grid: tuple[int, int], share: float, ratios: tuple[float, float]) -> Tensor:
-    """DINOv2's masks of a batch: bool (images, N) on the CPU, exactly int(images · share) of them with masked patches.
+def crop_masks(
+    rng: np.random.Generator, crops: int, grid: tuple[int, int], share: float, ratios: tuple[float, float]
+) -> np.ndarray:
+    """Block-wise masks of one image's crops, bool (crops, N): crops · share of them have masked patches.
 
-    Which ones is random, their ratios are stratified. Drawn on the host from torch's global generator, whose state a
-    checkpoint holds. The class token is no patch and is never counted; an image chosen has one masked patch at least.
+    A fraction of a crop is one more now and then, so that the share holds on average. Which crops is random, their
+    ratios are stratified over ``ratios``. The class token is no patch and is never counted; a crop chosen has one
+    masked patch at least. All of it depends on ``rng`` alone, and on no other image.
     """
-    seed = torch.empty((), dtype=torch.int64, device="cpu").random_().numpy()
-    rng = np.random.default_rng(int(seed))
-    masked = int(images * share)
-    edges, patches = ratio_bins(masked, ratios).numpy(), grid[0] * grid[1]
-    result = np.zeros((images, patches), bool)
-    for low, high, image in zip(edges[:-1], edges[1:], rng.permutation(images)):
+    patches, masked = grid[0] * grid[1], int(crops * share + rng.random())
+    result = np.zeros((crops, patches), bool)
+    edges = ratio_bins(masked, ratios).numpy()
+    for low, high, crop in zip(edges[:-1], edges[1:], rng.permutation(crops)):
         count = max(1, int(patches * rng.uniform(low, high)))
-        result[image] = block_mask(rng, grid, count, largest=patches * ratios[1]).ravel()
-        if not result[image].any():  # a grid of few patches, where no block fits
-            result[image, rng.integers(patches)] = True
-    return torch.from_numpy(result)
+        result[crop] = block_mask(rng, grid, count, largest=patches * ratios[1]).ravel()
+        if not result[crop].any():  # a grid of few patches, where no block fits
+            result[crop, rng.integers(patches)] = True
+    return result
 
 
-def masked_positions(masks: Tensor) -> tuple[Tensor, Tensor]:
+def masked_positions(masks: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
     """Of masks (images, N): the masked places among the images · N patches (M,), and for each 1 / its image's number.
 
     Computed on the host: masks that are drawn there cost no wait for the device.
     """
-    chosen = masks.cpu().numpy().astype(bool)
+    chosen = (masks if isinstance(masks, np.ndarray) else masks.cpu().numpy()).astype(bool)
     places = np.flatnonzero(chosen)
     weights = 1.0 / chosen.sum(1)[places // chosen.shape[1]]
     return torch.from_numpy(places), torch.from_numpy(weights.astype(np.float32))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -130,6 +131,7 @@ class SSLModel(PreTrainedModel):
     masked_views: ClassVar[tuple[str, ...]] = ()  # keys of the views whose patches are dropped: they must be whole
     compares_images: ClassVar[str | None] = None  # why one image in the global batch is none to learn from, in words
     needs_index: ClassVar[bool] = False  # True: ``forward`` takes ``index`` (B,), the images' row numbers
+    host_inputs: ClassVar[tuple[str, ...]] = ()  # what ``forward`` reads on the host: NumPy arrays in training
     teacher_buffers: bool = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
     attention_given: bool = False  # whether somebody chose the attention implementation
     processor: SSLImageProcessor | None = None  # the one it is trained with, where known; ``push_to_hub`` uses it
@@ -206,6 +208,14 @@ class SSLModel(PreTrainedModel):
     def log_metrics(self, means: dict[str, Any]) -> dict[str, Any]:
         """What is logged of ``metrics``' means over a logging window, e.g. the ratio of two of them."""
         return means
+
+    def row_inputs(self) -> Callable[..., dict[str, np.ndarray]] | None:
+        """Draws what ``forward`` wants of each image beside its views: (rng, views) -> {input: array}; None: nothing.
+
+        views: one image's, {key: uint8 (V, H, W, C)}. It runs where the views are drawn, in the workers, and ``rng``
+        depends on seed, epoch and row number alone: processes, micro-batches and a resumed run draw alike.
+        """
+        return None
 
     # --- what every method has ------------------------------------------------------------------------------------
 

@@ -1,8 +1,15 @@
-"""What DINOv2 and DINOv3 share: a student matches its EMA teacher's prototypes on crops and on masked patches."""
+"""What DINOv2 and DINOv3 share: a student matches its EMA teacher's prototypes on crops and on masked patches.
 
-from collections.abc import Iterator
-from typing import NamedTuple
+Masks. The official code deals them out over one process's batch: half of its crops, by ratios stratified over them.
+Here an image's masks depend on its row and epoch alone, so that one process, several, micro-batches and a resumed run
+mask alike: half of the crops is one of each image's two.
+"""
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
@@ -12,10 +19,12 @@ from transformers import initialization as init
 from . import backbones, distributed, schedules
 from .heads import DINOHead
 from .losses import dino_loss, koleo, patch_loss, target_entropies
-from .masks import block_masks, masked_positions
+from .masks import crop_masks, masked_positions
 from .memory import Center
 from .modeling import SSLOutput
 from .self_distillation import SelfDistillationConfig, SelfDistillationModel
+
+Masks = Tensor | np.ndarray
 
 
 @strict
@@ -23,8 +32,8 @@ class PatchDistillationConfig(SelfDistillationConfig):
     """separate_heads: patches have a head of their own, with the patch_* widths; else one head serves both.
     centering: of the teacher's logits, "softmax" (minus an EMA of their mean) or "sinkhorn" over the global batch.
     teacher_momentum: follows half a cosine to teacher_momentum_end.
-    mask_share: of the large crops, exactly so many are masked, by ratios stratified over mask_ratio. patch_weight,
-    koleo_weight, local_weight: of the patch loss, of KoLeo per large crop and of the small crops' part of the loss.
+    mask_share: of an image's large crops, so many are masked (.5: one of the two), each by a ratio of mask_ratio.
+    patch_weight, koleo_weight, local_weight: of the patch loss, of KoLeo per large crop and of the small crops' part.
     layer_decay: learning rate per block from the end. patch_embedding_rate: the patch embedding's share beside that.
     The rest: ``SelfDistillationConfig``.
     """
@@ -74,6 +83,7 @@ class PatchDistillationModel(SelfDistillationModel):
     """
 
     config: PatchDistillationConfig
+    host_inputs: ClassVar = ("masks",)
     teacher_head: DINOHead
 
     def __init__(self, config: PatchDistillationConfig):
@@ -105,22 +115,23 @@ class PatchDistillationModel(SelfDistillationModel):
         return backbones.layer_rates(self.backbone, self.config.layer_decay, self.config.patch_embedding_rate)
 
     def losses(
-        self, pixel_values: Tensor, local_pixel_values: Tensor | None = None, masks: Tensor | None = None
+        self, pixel_values: Tensor, local_pixel_values: Tensor | None = None, masks: Masks | None = None
     ) -> SSLOutput:
         """pixel_values: (B, 2, C, H, W) large crops; local_pixel_values: (B, V, C, h, w).
 
-        masks: (B, 2, N) bool, the patches hidden from the student; drawn here if None.
+        masks: (B, 2, N) bool on the host, the patches hidden from the student, as ``row_inputs`` draws them with the
+        views; from torch's own generator if None.
         """
         loss, student, metrics = self.distil(pixel_values, local_pixel_values, masks)
         return SSLOutput(loss, student.cls, metrics)
 
     def distil(
-        self, pixel_values: Tensor, local_pixel_values: Tensor | None, masks: Tensor | None
+        self, pixel_values: Tensor, local_pixel_values: Tensor | None, masks: Masks | None
     ) -> tuple[Tensor, Tokens, dict[str, Tensor]]:
         """The loss, the student's tokens of the large crops, and what to log; arguments as ``forward`` takes them."""
         self.check_views(pixel_values)
         batch, device = len(pixel_values), pixel_values.device
-        hidden = self._draw_masks(pixel_values) if masks is None else masks.flatten(0, 1)
+        hidden = torch.as_tensor(self._draw_masks(pixel_values) if masks is None else masks).flatten(0, 1)
         places, weights = (t.to(device, non_blocking=True) for t in masked_positions(hidden))
         student = self.tokens(self.backbone, pixel_values, hidden.to(device, non_blocking=True))
         local = None if local_pixel_values is None else self.tokens(self.backbone, local_pixel_values).cls
@@ -178,15 +189,32 @@ class PatchDistillationModel(SelfDistillationModel):
     def _patch_head(self, whose: str) -> nn.Module:
         return getattr(self, f"{whose}{'patch_head' if self.config.separate_heads else 'head'}")
 
-    def _draw_masks(self, views: Tensor) -> Tensor:
-        """(B·V, N) bool on the host."""
-        patch = backbones.patch_size(self.backbone.config)
-        grid = (views.shape[-2] // patch, views.shape[-1] // patch)
+    def row_inputs(self) -> Callable[..., dict[str, np.ndarray]]:
         low, high = self.config.mask_ratio
-        return block_masks(len(views) * views.shape[1], grid, self.config.mask_share, (low, high))
+        patch = backbones.patch_size(self.backbone.config)
+        return partial(_draw_masks, patch=patch, share=self.config.mask_share, ratios=(low, high))
+
+    def _draw_masks(self, views: Tensor) -> np.ndarray:
+        """(B, V, N) bool, for whoever gives none."""
+        rng = np.random.default_rng(int(torch.empty((), dtype=torch.int64, device="cpu").random_().numpy()))
+        crop = np.empty((views.shape[1], *views.shape[-2:], 0), np.uint8)
+        draw = self.row_inputs()
+        return np.stack([draw(rng, {"pixel_values": crop})["masks"] for _ in range(len(views))])
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self and self.mask_token is not None:
             init.zeros_(self.mask_token)
+
+
+def _draw_masks(
+    rng: np.random.Generator,
+    views: dict[str, np.ndarray],
+    patch: int,
+    share: float,
+    ratios: tuple[float, float],
+) -> dict[str, np.ndarray]:
+    """Of one image's large crops (V, H, W, C)."""
+    crops, height, width, _ = views["pixel_values"].shape
+    return {"masks": crop_masks(rng, crops, (height // patch, width // patch), share, ratios)}

@@ -26,6 +26,13 @@ FLAGS = (
         limits="[1, inf)",
     ),
     Flag("decoder_num_heads", ("int",), None, "Of MAE's decoder; default: 32 wide each.", "", True, limits="[1, inf)"),
+    Flag(
+        "layer_norm_eps", ("float",), None, "LayerNorm's eps, told by no tensor; default: 1e-6, as published.", "",
+        True, limits="(0, 1)",
+    ),
+    Flag(
+        "hidden_act", ("str",), None, "Activation, told by no tensor, by transformers' name; default: gelu.", "", True,
+    ),
     Flag("image_size", ("list",), None, "Pixels, or HEIGHT,WIDTH, if positions do not tell; default: 224.", "", True),
     Flag("image_mean", ("list",), None, "Of the pictures it was trained on; default: ImageNet's.", "", True),
     Flag("image_std", ("list",), None, "The same for the deviation.", "", True),

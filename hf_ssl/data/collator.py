@@ -20,6 +20,8 @@ from hf_ssl.data.stream import RowStream, derive
 if TYPE_CHECKING:
     from hf_ssl.data.pairs import PairCollator, PairStream
 
+RowInputs = Callable[[np.random.Generator, dict[str, np.ndarray]], dict[str, np.ndarray]]
+
 
 class ViewCollator:
     """Rows to one batch: decode, render, draw the processor's views, stack; with `encode_text` the captions as well.
@@ -36,6 +38,7 @@ class ViewCollator:
         keep_columns: columns handed through: numbers as a tensor (B,), the rest as a list; also `_index`, `_epoch`.
         keys: draw only the views of these keys.
         encode_text: B texts -> {name: (B, ...) tensor}, which join the batch.
+        row_inputs: (rng, a row's views) -> {name: array}, drawn after the views; they join the batch too.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class ViewCollator:
         keep_columns: Sequence[str] = (),
         keys: Sequence[str] | None = None,
         encode_text: Callable[[list[str]], dict[str, torch.Tensor]] | None = None,
+        row_inputs: RowInputs | None = None,
     ):
+        self.row_inputs = row_inputs
         self.source, self.processor, self.seed = source, processor, seed
         self.keep_columns, self.keys, self.encode_text = tuple(keep_columns), keys, encode_text
         self._text_seed = derive(seed, "text")  # the text must not change with the number of views, nor they with it
@@ -60,10 +65,11 @@ class ViewCollator:
         batch: dict[str, Any] = {}
         skipped, good = {}, []
         texts = [""] * len(rows)
+        drawn: list[dict[str, np.ndarray]] = [{}] * len(rows)
         for i, row in enumerate(rows):
             try:
                 texts[i] = self._text(row, row)
-                self._draw(batch, i, len(rows), row, row)
+                drawn[i] = self._draw(batch, i, len(rows), row, row)
                 good.append(i)
             except BadImageError as error:
                 skipped[i] = str(error)
@@ -75,11 +81,13 @@ class ViewCollator:
             if shown[i] is None:
                 raise TooManyBadImages(f"No image of a whole batch can be decoded; {'; '.join(skipped.values())}.")
             texts[i] = self._text(shown[i], rows[i])
-            self._draw(batch, i, len(rows), shown[i], rows[i])
+            drawn[i] = self._draw(batch, i, len(rows), shown[i], rows[i])
         for name in self.keep_columns:
             values = [row[name] for row in shown]
             numbers = all(isinstance(value, (int, float, np.number)) for value in values)
             batch[name] = torch.tensor(values) if numbers else values
+        for name in drawn[0]:
+            batch[name] = torch.from_numpy(np.stack([row[name] for row in drawn]))
         if self.encode_text is not None:
             batch.update(self.encode_text(texts))
         batch["_skipped"] = list(skipped.values())
@@ -90,8 +98,13 @@ class ViewCollator:
             return ""
         return self.source.caption(shown, np.random.default_rng((self._text_seed, row["_epoch"], row["_index"])))
 
-    def _draw(self, batch: dict[str, torch.Tensor], i: int, count: int, shown: dict, row: dict) -> None:
-        """Writes the views of the picture of `shown`, drawn with the numbers of `row`, to place i of the batch."""
+    def _draw(
+        self, batch: dict[str, torch.Tensor], i: int, count: int, shown: dict, row: dict
+    ) -> dict[str, np.ndarray]:
+        """Writes the views of the picture of `shown`, drawn with the numbers of `row`, to place i of the batch.
+
+        Returns what else is drawn for it.
+        """
         source = self.source
         picture: Any = None
         if source.render is None and not source.keep_alpha:  # the views say how small the file may be decoded
@@ -115,6 +128,7 @@ class ViewCollator:
             ) from error
         if drawn is not out:
             self._store(batch, i, count, drawn)
+        return {} if self.row_inputs is None else self.row_inputs(rng, drawn)
 
     @staticmethod
     def _store(batch: dict[str, torch.Tensor], i: int, count: int, views: dict[str, np.ndarray]) -> None:
@@ -231,6 +245,7 @@ def build_dataloader(
     labeled: ImageSource | None = None,
     ratio: int = 0,
     encode_text: Callable[[list[str]], dict[str, torch.Tensor]] | None = None,
+    row_inputs: RowInputs | None = None,
 ) -> BatchLoader:
     """Batches of `batch_size` images' views for this rank, from batch `start_batch` of the run on.
 
@@ -238,7 +253,8 @@ def build_dataloader(
     streamed source with the same number of workers. `pin_memory` is on with CUDA; `prefetch` is batches per worker.
 
     With `labeled` (see `draw_labeled`) a batch holds `batch_size` of its rows and `ratio` times as many of `source`:
-    see `PairCollator`. With `encode_text` it also holds the source's captions, encoded.
+    see `PairCollator`. With `encode_text` it also holds the source's captions, encoded; with `row_inputs` what is
+    drawn for each row beside its views.
 
     Raises:
         ValueError: bad arguments, or fewer rows than one batch over all ranks.
@@ -248,9 +264,9 @@ def build_dataloader(
     if labeled is not None:
         from hf_ssl.data.pairs import PairCollator, PairStream
 
-        if keep_columns or encode_text is not None:
+        if keep_columns or encode_text is not None or row_inputs is not None:
             raise ValueError(
-                "keep_columns and encode_text are for one stream, not for labelled and unlabelled images."
+                "keep_columns, encode_text and row_inputs are for one stream, not for labelled and unlabelled images."
             )
         pairs = PairStream(
             labeled, source, batch_size, ratio, rank, world_size, seed, shuffle_buffer, start_batch, shuffle
@@ -261,7 +277,7 @@ def build_dataloader(
         source.require_captions()
         columns += source.caption_columns
     stream = RowStream(source, batch_size, rank, world_size, seed, shuffle, shuffle_buffer, start_batch, columns)
-    collator = ViewCollator(source, processor, seed, keep_columns, encode_text=encode_text)
+    collator = ViewCollator(source, processor, seed, keep_columns, encode_text=encode_text, row_inputs=row_inputs)
     return BatchLoader(stream, collator, num_workers, pin, prefetch)
 
 

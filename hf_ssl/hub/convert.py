@@ -74,12 +74,15 @@ def convert_checkpoint(
     image_size: tuple[int, int] | None = None,
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
+    layer_norm_eps: float | None = None,
+    hidden_act: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Write ``output`` from a .pth, .pt or .safetensors file of official code, torchvision or timm.
 
     method: of ``official.OFFICIAL``; told by the tensors' names if None. which: "teacher" or "student" where a file
-    holds both. Heads, picture size (height, width), mean and std are what tensors cannot tell: see the notes.
+    holds both. Heads, picture size (height, width), mean and std, LayerNorm's eps and the activation (by transformers'
+    name) are what tensors cannot tell: what is assumed where none is given is in the notes, the card and the config.
     Raises CheckpointError (a ValueError) with one sentence; nothing is left behind then.
     """
     file, output = Path(file), Path(output)
@@ -89,15 +92,16 @@ def convert_checkpoint(
     method = _method(file, method, read.tensors, found)
     entry = OFFICIAL[method]
     root = _choose(file, entry, which, found)
-    sizes = Sizes(num_heads, entry.heads, image_size)
+    sizes = Sizes(num_heads, entry.heads, image_size, layer_norm_eps, hidden_act)
     native = _native(read.tensors, root, found, sizes, method == "backbone")
     model, names, notes = _whole(method, read, root, found, native, sizes, decoder_num_heads)
     processor = _processor(native.model, image_size, image_mean, image_std, model)
     notes = [*native.notes, *_dtype_notes(read.tensors, root, native), *notes]
     if image_size is None and not hasattr(native.model.config, "image_size"):
         notes.append("pictures of 224x224 assumed, which no tensor tells; --image_size says otherwise")
-    if image_mean is None:
-        notes.append("pictures are normalised by ImageNet's mean and std; --image_mean, --image_std say otherwise")
+    notes += native.assumed
+    notes += _picture_notes(processor, image_mean, image_std)
+    notes.append(f"its feature, as evaluated here, is {_FEATURES.get(native.family, 'the class token')}")
     left = _left_out(read, names, root, found)
     with _beside(output) as folder:
         native.model.save_pretrained(folder)
@@ -212,7 +216,28 @@ def _whole(
     defaults = [ours for ours in entry.args.values() if ours not in fields]
     notes = [f"taken from the file's training arguments: {', '.join(fields)}"] if fields else []
     notes += [f"not told by the file, so the method's default in ssl/: {', '.join(defaults)}"] if defaults else []
+    notes += [f"all other settings in ssl/config.json that no tensor tells are hf_ssl's defaults of {entry.name}"]
+    if method == "mae":
+        notes.append("a patch's pixels assumed in MAE's order: row, column, channel")
+    if method == "mae" and heads is None:
+        found = model.config.decoder_num_heads  # type: ignore[attr-defined]
+        notes.append(f"{found} attention heads assumed in the decoder; --decoder_num_heads says otherwise")
     return model, names | placed, notes
+
+
+def _picture_notes(
+    processor: SSLImageProcessor, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> list[str]:
+    """How pictures are made ready, as far as nobody said it."""
+    kind = {1: "grey", 3: "RGB", 4: "RGBA"}.get(processor.num_channels, f"of {processor.num_channels} channels")
+    share = round(100 * processor.eval_crop_pct, 1)
+    notes = [f"pictures assumed to be {kind}, values 0 to 1; resized bicubically, and the middle {share:g} % is taken"]
+    missing = [name for name, given in (("mean", mean), ("std", std)) if given is None]
+    if missing:
+        flags = ", ".join(f"--image_{name}" for name in missing)
+        verb = "say" if missing[1:] else "says"
+        notes.append(f"pictures are normalised by ImageNet's {' and '.join(missing)}; {flags} {verb} otherwise")
+    return notes
 
 
 def _dtype_notes(tensors: Mapping[str, Tensor], root: str, native: Native) -> list[str]:
@@ -322,6 +347,7 @@ def grouped(left_out: Mapping[str, str]) -> list[str]:
     ]
 
 
+_FEATURES = {"resnet": "the average over the last map", "ijepa": "the average over patches"}
 _READING = {
     "resnet": "outputs.pooler_output.flatten(1)",
     "ijepa": "outputs.last_hidden_state.mean(1)",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.activations import ACT2FN
 
 from .. import backbones
 from ..loading import from_config
@@ -27,7 +28,7 @@ _KNOWN = "a ResNet with torchvision's names or a ViT with timm's, torchvision's 
 @dataclass
 class Native:
     """model: with the file's weights, in eval mode. names: given name -> native name(s). rest: given names that no
-    part of it takes. about: its sizes in words. notes: what was assumed."""
+    part of it takes. about: its sizes in words. notes: heads that were assumed; assumed: all else that was."""
 
     model: PreTrainedModel
     family: str
@@ -35,15 +36,19 @@ class Native:
     rest: list[str]
     about: str
     notes: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What no tensor tells: attention heads, heads by width of this method, (height, width) in pixels."""
+    """What no tensor tells: attention heads, heads by width of this method, (height, width) in pixels, LayerNorm's
+    eps, the activation by transformers' name."""
 
     num_heads: int | None = None
     heads: Mapping[int, int] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
+    layer_norm_eps: float | None = None
+    hidden_act: str | None = None
 
 
 def roots(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -79,8 +84,9 @@ def convert(tensors: Mapping[str, Tensor], family: str, sizes: Sizes, classifier
     if family == "resnet":
         config, places, about = _resnet(state)
         notes: list[str] = []
+        assumed = _resnet_notes(sizes)
     else:
-        config, places, about, notes = _transformer(state, family, sizes)
+        config, places, about, notes, assumed = _transformer(state, family, sizes)
     head = next((name for name in ("head", "fc") if f"{name}.weight" in state), None)
     is_linear = head is not None and state[f"{head}.weight"].ndim == 2 and f"{head}.bias" in state
     if classifier and is_linear and family in ("resnet", "vit"):
@@ -101,7 +107,7 @@ def convert(tensors: Mapping[str, Tensor], family: str, sizes: Sizes, classifier
     model = filled(make, {place: part for name, found in places.items() for place, part in split(state[name], found)})
     names = {renamed[name]: found for name, found in places.items()}
     rest = [renamed[name] for name in state if name not in places]
-    return Native(model, family, names, rest, about, notes)
+    return Native(model, family, names, rest, about, notes, assumed)
 
 
 def filled(
@@ -197,6 +203,12 @@ def _resnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, list
     return config, places, f"ResNet-{layers}, {widths[-1]} wide, {stem.shape[1]} channels"
 
 
+def _resnet_notes(sizes: Sizes) -> list[str]:
+    if sizes.layer_norm_eps is not None or sizes.num_heads is not None or sizes.hidden_act not in (None, "relu"):
+        raise CheckpointError("A ResNet has no LayerNorm and no attention heads, and its activation is ReLU.")
+    return ["BatchNorm's eps 1e-05, ReLU and the stride in a block's 3x3 convolution assumed, as torchvision has them"]
+
+
 def _resnet_place(name: str) -> str | None:
     if found := re.fullmatch(r"(conv1|bn1)\.(\w+)", name):
         return f"embedder.embedder.{'convolution' if found[1] == 'conv1' else 'normalization'}.{found[2]}"
@@ -238,8 +250,8 @@ def block_places(name: str, block: Mapping[str, list[str]] = _BLOCK) -> list[str
 
 def _transformer(
     state: dict[str, Tensor], family: str, sizes: Sizes
-) -> tuple[dict[str, Any], dict[str, list[str]], str, list[str]]:
-    """(config, places, about, notes) of a ViT with timm's names; ``state`` gets the class token's row of positions."""
+) -> tuple[dict[str, Any], dict[str, list[str]], str, list[str], list[str]]:
+    """(config, places, about, notes, assumed) of a ViT with timm's names; ``state`` gets a position that it lacks."""
     patch, positions = _need(state, "patch_embed.proj.weight"), _need(state, "pos_embed")
     if patch.ndim != 4 or patch.shape[2] != patch.shape[3] or positions.ndim != 3:
         raise CheckpointError(f"patch_embed.proj.weight {tuple(patch.shape)} has no square patches of pictures.")
@@ -253,6 +265,7 @@ def _transformer(
             f"A ViT of {depth} blocks for {grid[0] * side}x{grid[1] * side} pixels is none that convert knows."
         )
     heads, notes = _attention_heads(width, sizes)
+    eps, act, assumed = _eps_and_activation(sizes, is_gated)
     layer, block = ("encoder.layer", _DINOV2_BLOCK) if family == "dinov2" else ("layers", _BLOCK)
     places: dict[str, list[str]] = {}
     for name in state:
@@ -271,12 +284,17 @@ def _transformer(
     config: dict[str, Any] = {
         "model_type": family, "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads,
         "image_size": pixels[0] if pixels[0] == pixels[1] else pixels, "patch_size": side, "num_channels": channels,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in state, "layer_norm_eps": 1e-6,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state, "layer_norm_eps": eps, "hidden_act": act,
     }  # fmt: skip
+    if sizes.image_size is None and grid != (1, 1):
+        assumed.append(
+            f"positions assumed to be a square, row by row, so pictures of {pixels[0]}x{pixels[1]}; --image_size says "
+            "otherwise"
+        )
     config |= _dinov2_fields(state, width, inner, is_gated) if family == "dinov2" else {"intermediate_size": inner}
     registers = f", {config['num_register_tokens']} registers" if "num_register_tokens" in config else ""
     about = f"ViT, {depth} layers, {width} wide, {heads} heads, patch {side}{registers}, {pixels[0]}x{pixels[1]} px"
-    return config, places, f"{about}, {channels} channels", notes
+    return config, places, f"{about}, {channels} channels", notes, assumed
 
 
 def _dinov2_fields(state: Mapping[str, Tensor], width: int, inner: int, is_gated: bool) -> dict[str, Any]:
@@ -325,6 +343,29 @@ def _attention_heads(width: int, sizes: Sizes) -> tuple[int, list[str]]:
     return heads, [
         f"{heads} attention heads assumed, the published number at {width} wide; --num_heads says otherwise"
     ]
+
+
+def _eps_and_activation(sizes: Sizes, is_gated: bool) -> tuple[float, str, list[str]]:
+    """(LayerNorm's eps, activation, what was assumed). Weights show neither; a wrong one shifts every feature."""
+    eps, act, assumed = sizes.layer_norm_eps, sizes.hidden_act, []
+    if eps is None:
+        eps = 1e-6
+        assumed.append(
+            "LayerNorm's eps 1e-06 assumed, as official ViTs, timm, torchvision have it (torch's default is 1e-05); "
+            "--layer_norm_eps says otherwise"
+        )
+    elif not 0 < eps < 1:
+        raise CheckpointError(f"--layer_norm_eps must lie between 0 and 1, not {eps:g}.")
+    if is_gated:
+        if act not in (None, "silu"):
+            raise CheckpointError(f"A gated ViT (SwiGLU) has SiLU, not {act}: leave --hidden_act out.")
+        return eps, "gelu", assumed  # what the native config says where the gate decides
+    if act is None:
+        act = "gelu"
+        assumed.append("the exact GELU assumed as activation; --hidden_act says otherwise")
+    elif act not in ACT2FN:
+        raise CheckpointError(f"transformers knows no --hidden_act {act}; it knows {listed(list(ACT2FN), 8)}.")
+    return eps, act, assumed
 
 
 def _need(state: Mapping[str, Tensor], name: str) -> Tensor:

@@ -107,6 +107,10 @@ def _mae(parts: Parts) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, lis
     embeddings: Any = native.base_model.embeddings
     positions = embeddings.position_embeddings[0]
     grid = [side // native.config.patch_size for side in backbones.image_size(native.config)]
+    if native.config.hidden_act != "gelu":
+        raise NotWholeError(
+            f"MAE's decoder has GELU, so with --hidden_act {native.config.hidden_act} there is no ssl/"
+        )
     fixed = torch.allclose(positions, backbones.sincos_2d(positions.shape[1], (grid[0], grid[1]), prefix=1), atol=1e-4)
     config: dict[str, Any] = {
         "decoder_hidden_size": width, "decoder_num_heads": heads, "decoder_intermediate_size": inner,

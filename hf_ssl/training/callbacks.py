@@ -24,7 +24,7 @@ class MethodCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.method.total_steps.fill_(state.max_steps)
-        if state.global_step == 0:  # masks and dropout differ between ranks; a resumed run restores its own states
+        if state.global_step == 0:  # dropout differs between ranks; a resumed run restores its own states
             torch.manual_seed(args.seed + args.process_index)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:

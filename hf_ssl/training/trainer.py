@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -150,6 +151,7 @@ class SSLTrainer(CheckpointingTrainer):
             ratio=self.unlabeled_ratio,
             encode_text=getattr(self.processing_class, "encode_text", None),
             keep_columns=("_index",) if self.method.needs_index else (),
+            row_inputs=self.method.row_inputs(),
             **options,
         )
 
@@ -217,10 +219,15 @@ class SSLTrainer(CheckpointingTrainer):
         return super()._prepare_input(data)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The batch on the device, its uint8 views normalised there; `_index` goes to the model as ``index``."""
+        """The batch on the device, its uint8 views normalised there; `_index` goes to the model as ``index``.
+
+        What the method reads on the host stays there, as NumPy arrays: DDP would send a tensor to the device.
+        """
         if "_index" in inputs:
             check_rows(inputs["_index"], self.method.config.num_examples, self.train_source)
-        prepared = self.views.prepare(super()._prepare_inputs(inputs))
+        held = {key: inputs[key] for key in self.method.host_inputs if key in inputs}
+        moved = super()._prepare_inputs({key: value for key, value in inputs.items() if key not in held})
+        prepared = self.views.prepare(moved) | {key: np.asarray(value) for key, value in held.items()}
         return {key.removeprefix("_"): value for key, value in prepared.items()}
 
     def compute_loss(

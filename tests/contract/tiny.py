@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from torch import Tensor
 from transformers import CLIPTextConfig
 
 from hf_ssl import text
-from hf_ssl.masks import block_masks
 from hf_ssl.methods import load
 from hf_ssl.modeling import SSLConfig, SSLModel
 from hf_ssl.processing import SSLImageProcessor
@@ -59,8 +59,6 @@ class Tiny:
     takes_resnet: bool = True
     classes: int = 0  # > 0: batches of labelled and unlabelled images, a backbone with a classifier
     native: Callable[[dict[str, Any]], dict[str, Any]] = dict  # an image backbone's fields -> backbone_config
-    fixed_noise: bool = False  # forward draws random numbers itself, and takes them as ``noise`` (B, patches)
-    fixed_masks: bool = False  # likewise ``masks`` (B, 2, patches), block-wise, half of the crops
 
 
 MASKED_SIAMESE = Tiny(
@@ -80,7 +78,6 @@ PATCH_DISTILLATION = Tiny(
     {"size": 16, "local_pixel_values": {"size": 8, "count": 2}},
     accumulates=False,
     takes_resnet=False,
-    fixed_masks=True,
 )
 TINY: dict[str, Tiny] = {
     "instdisc": Tiny(INSTANCES),
@@ -147,7 +144,6 @@ TINY: dict[str, Tiny] = {
         {"decoder_hidden_size": 16, "decoder_num_layers": 1, "decoder_num_heads": 2, "decoder_intermediate_size": 32},
         no_gradient=("embeddings.position_embeddings",),
         takes_resnet=False,
-        fixed_noise=True,
     ),
 }
 
@@ -184,25 +180,28 @@ def pictures(count: int, channels: int = 3, side: int = 20, seed: int = 0) -> li
 
 
 def batch(name: str, count: int = 4, seed: int = 0, **fields: Any) -> dict[str, Tensor]:
-    """One training batch as the collator would make it; where forward draws noise, the noise as well."""
+    """One training batch as the collator would make it, masks and all."""
     made = processor(name, **fields)
     if TINY[name].classes:
         return labeled_batch(made, count, TINY[name].classes, seed)
     views = dict(made(pictures(count, made.num_channels, seed=seed), seed=seed))
-    if TINY[name].fixed_noise:
-        patches = (made.size["height"] // VIT["patch_size"]) * (made.size["width"] // VIT["patch_size"])
-        views["noise"] = torch.rand(count, patches, generator=torch.Generator().manual_seed(seed))
-    if TINY[name].fixed_masks:
-        grid = (made.size["height"] // VIT["patch_size"], made.size["width"] // VIT["patch_size"])
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            views["masks"] = block_masks(2 * count, grid, 0.5, (0.1, 0.5)).unflatten(0, (count, 2))
+    if draw := row_inputs(name):
+        crops = {key: np.moveaxis(value.numpy(), 2, -1) for key, value in views.items() if value.ndim == 5}
+        drawn = [draw(np.random.default_rng((seed, i)), {k: v[i] for k, v in crops.items()}) for i in range(count)]
+        views |= {key: torch.from_numpy(np.stack([row[key] for row in drawn])) for key in drawn[0]}
     if load(name).needs_index:
         views["index"] = torch.arange(count)
     if isinstance(made, ImageTextProcessor):
         rows = np.random.default_rng(seed).permutation(len(CAPTIONS))[:count]
         views |= made.encode_text([CAPTIONS[row] for row in rows])
     return views
+
+
+@cache
+def row_inputs(name: str) -> Any:
+    """What a tiny model of the method draws for each image beside its views."""
+    with torch.random.fork_rng():
+        return build(name).row_inputs()
 
 
 def labeled_batch(made: SSLImageProcessor, count: int, classes: int, seed: int) -> dict[str, Tensor]:

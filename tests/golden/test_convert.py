@@ -101,6 +101,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         sizes = settings(case, method)
         argv = ["convert", str(place / "official.pth"), "--method", method, "--output", str(place / "model")]
         argv += ["--num_heads", str(sizes.get("num_heads", 12))]
+        argv += ["--layer_norm_eps", str(case.config.get("ln_eps", 1e-6))]
         argv += ["--decoder_num_heads", str(sizes.get("decoder_num_heads", 16))] if method == "mae" else []
         assert main(argv) == 0, name
         given = {"images": images_of(case, method)}

@@ -1,6 +1,7 @@
 """Checkpoints in the names of official code, timm and torchvision: what is converted, refused, left out and said."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
@@ -312,3 +313,66 @@ def test_a_grid_that_is_no_square(tmp_path: Path) -> None:
         torch.Size((3, 32, 64))
         == processor(torch.zeros(3, 50, 90).byte(), return_tensors="pt")["pixel_values"][0].shape
     )
+
+
+# --- what no tensor tells -------------------------------------------------------------------------------------------
+
+
+def test_eps_and_activation_are_asked_for_or_stated(tmp_path: Path) -> None:
+    """A ViT of another eps and activation: wrong features and a word for each without the flags, right ones with."""
+    net = vit(norm_layer=partial(nn.LayerNorm, eps=1e-2), act_layer=partial(nn.GELU, approximate="tanh"))
+    torch.save(state(net), tmp_path / "vit.pth")
+    silent = convert_checkpoint(tmp_path / "vit.pth", tmp_path / "silent", "backbone")
+    pictures, got = features(tmp_path / "silent")
+    with pytest.raises(AssertionError):
+        same(got, net(pictures))
+    said = {"heads": "--num_heads", "eps 1e-06 assumed": "--layer_norm_eps", "GELU assumed": "--hidden_act",
+            "a square": "--image_size", "mean and std": "--image_mean", "feature": "class token"}  # fmt: skip
+    written = (tmp_path / "silent" / "README.md").read_text()
+    report = json.loads((tmp_path / "silent" / "conversion.json").read_text())
+    for what, flag in said.items():
+        assert any(what in note and flag in note for note in silent.notes), what
+        assert any(what in note and flag in note for note in report["notes"]), what
+        assert any(what in line and flag in line for line in written.splitlines()), what
+    given = {"layer_norm_eps": 1e-2, "hidden_act": "gelu_pytorch_tanh", "num_heads": 2, "image_size": (32, 32)}
+    done = convert_checkpoint(
+        tmp_path / "vit.pth", tmp_path / "asked", "backbone", image_mean=[0.5] * 3, image_std=[0.5] * 3, **given
+    )
+    pictures, got = features(tmp_path / "asked")
+    same(got, net(pictures))
+    config = AutoConfig.from_pretrained(tmp_path / "asked")
+    assert (config.layer_norm_eps, config.hidden_act, config.qkv_bias) == (1e-2, "gelu_pytorch_tanh", True)
+    assert not [note for note in done.notes if "--" in note]  # all that has a flag was given
+
+
+def test_the_whole_mae_takes_the_eps_as_well(tmp_path: Path) -> None:
+    case = load_file(Path(__file__).parents[1] / "golden" / "cases" / "mae" / "model_a" / "tensors.safetensors")
+    weights = {name.removeprefix("weight."): t for name, t in case.items() if name.startswith("weight.")}
+    torch.save({"model": weights}, tmp_path / "mae.pth")
+    sizes = {"num_heads": 4, "decoder_num_heads": 2}
+    convert_checkpoint(tmp_path / "mae.pth", tmp_path / "out", "mae", layer_norm_eps=3e-3, **sizes)
+    model, _ = load_method(tmp_path / "out")
+    assert model.backbone.config.layer_norm_eps == 3e-3 == model.decoder.norm.eps
+    act = convert_checkpoint(tmp_path / "mae.pth", tmp_path / "act", "mae", hidden_act="relu", **sizes)
+    assert not act.whole and any("MAE's decoder has GELU" in note for note in act.notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"layer_norm_eps": 0.0}, "must lie between 0 and 1"),
+        ({"hidden_act": "gellu"}, "knows no --hidden_act gellu"),
+    ],
+)
+def test_a_wrong_eps_or_activation_is_a_sentence(given: dict[str, Any], words: str, tmp_path: Path) -> None:
+    torch.save(state(vit()), tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match=words):
+        convert_checkpoint(tmp_path / "vit.pth", tmp_path / "out", "backbone", **given)
+
+
+def test_a_resnet_has_no_layer_norm(tmp_path: Path) -> None:
+    torch.save(state(resnet("BasicBlock")), tmp_path / "resnet.pth")
+    with pytest.raises(ValueError, match="A ResNet has no LayerNorm"):
+        convert_checkpoint(tmp_path / "resnet.pth", tmp_path / "out", "backbone", layer_norm_eps=1e-5)
+    done = convert_checkpoint(tmp_path / "resnet.pth", tmp_path / "out", "backbone")
+    assert any("BatchNorm's eps 1e-05" in note for note in done.notes)

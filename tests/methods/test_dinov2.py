@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from transformers import AutoModel
 
 from hf_ssl import backbones, distributed
 from hf_ssl.losses import koleo, patch_loss
-from hf_ssl.masks import block_masks, masked_positions
+from hf_ssl.masks import crop_masks, masked_positions
 from tests.contract.tiny import DINOV2, DINOV3, VIT, adamw, batch, build, train_step
 from tests.invariants.test_collapse import health, train
 
@@ -155,32 +156,42 @@ def test_one_large_crop_is_refused() -> None:
 
 
 def test_half_of_the_crops_are_masked_by_stratified_ratios() -> None:
-    torch.manual_seed(0)
-    counts = block_masks(40, (14, 14), 0.5, (0.1, 0.5)).sum(1)
-    assert (counts > 0).sum() == 20
-    edges = 196 * torch.linspace(0.1, 0.5, 21)
-    for count, low, high in zip(counts[counts > 0].sort().values, edges, edges[1:]):
-        assert int(low) - 6 <= count <= high  # the generator may stop a few short, never beyond
-    assert block_masks(5, (14, 14), 0.5, (0.1, 0.5)).any(1).sum() == 2
+    """One of two crops in every image; of four, two, one of the smaller ratios and one of the larger."""
+    rng = np.random.default_rng(0)
+    pairs = np.stack([crop_masks(rng, 2, (14, 14), 0.5, (0.1, 0.5)).sum(1) for _ in range(200)])
+    assert ((pairs > 0).sum(1) == 1).all()
+    assert 70 < (pairs[:, 0] > 0).sum() < 130  # whichever
+    shares = pairs.max(1) / 196
+    assert 0.1 - 0.04 < shares.min() < 0.13 and 0.45 < shares.max() <= 0.5 and abs(shares.mean() - 0.3) < 0.03
+    for _ in range(20):
+        low, high = np.sort(crop_masks(rng, 4, (14, 14), 0.5, (0.1, 0.5)).sum(1))[2:]
+        assert 19 - 6 <= low <= 58 and 58 - 6 <= high <= 98  # the generator may stop a few short, never beyond
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_share_of_masked_crops_holds_on_average(share: float) -> None:
+    rng = np.random.default_rng(0)
+    masked = np.stack([crop_masks(rng, 2, (4, 4), share, (0.1, 0.5)).any(1) for _ in range(1000)])
+    assert masked.mean() == pytest.approx(share, abs=0.03)
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 4), (2, 2), (3, 3)])
 def test_a_masked_crop_always_has_a_masked_patch(grid: tuple[int, int]) -> None:
     """lightly#1585, #2041: a ratio of few patches rounds to a mask of none; the class token is no patch."""
-    torch.manual_seed(0)
-    masks = block_masks(8, grid, 0.5, (0.1, 0.5))
-    assert masks.shape == (8, grid[0] * grid[1]) and masks.any(1).sum() == 4
+    rng = np.random.default_rng(0)
+    masks = np.concatenate([crop_masks(rng, 2, grid, 0.5, (0.1, 0.5)) for _ in range(8)])
+    assert masks.shape == (16, grid[0] * grid[1]) and masks.any(1).sum() == 8
     places, weights = masked_positions(masks)
-    assert torch.equal(masks.flatten().nonzero()[:, 0], places) and math.isclose(float(weights.sum()), 4, rel_tol=1e-6)
+    assert np.array_equal(np.flatnonzero(masks), places) and math.isclose(float(weights.sum()), 8, rel_tol=1e-6)
 
 
-def test_masks_follow_torchs_generator() -> None:
-    """A checkpoint holds its state: a resumed run draws the masks that the other would have drawn."""
+def test_without_given_masks_torchs_generator_decides() -> None:
+    model, views = build("dinov2"), batch("dinov2")
+    views.pop("masks")
     state = torch.get_rng_state()
-    first = [block_masks(8, (6, 6), 0.5, (0.1, 0.5)) for _ in range(2)]
+    losses = [model(**views).loss for _ in range(2)]
     torch.set_rng_state(state)
-    assert torch.equal(first[0], block_masks(8, (6, 6), 0.5, (0.1, 0.5)))
-    assert not torch.equal(*first)
+    assert losses[0] == model(**views).loss != losses[1]
 
 
 def test_patches_of_an_image_share_its_weight() -> None:

@@ -71,6 +71,17 @@ def test_words_are_local_averages_of_one_place_per_image_after_the_step() -> Non
     assert torch.equal(model.vocabulary[0].rows[4:], before[4:])
 
 
+def test_micro_batches_take_the_places_of_their_batch() -> None:
+    whole, parts = filled(), filled()
+    level, words = torch.randn(4, 12, 5, 5), torch.randn(12, 12)
+    for model, levels in ((whole, [level]), (parts, level.split(2))):
+        model.vocabulary[0].rows.copy_(words)
+        for part in levels:
+            model.bags([part])
+        model.update_state()
+    assert torch.equal(whole.vocabulary[0].rows, parts.vocabulary[0].rows)
+
+
 def test_every_place_has_its_turn() -> None:
     model = filled()
     wide = torch.arange(25.0).view(1, 1, 5, 5).expand(1, 12, 5, 5)

@@ -6,6 +6,8 @@ to those of an earlier teacher. That is a second stage: ``hf-ssl train dinov3 --
 The published 7B model: ``separate_heads, out_dim=262144, hidden_dim=8192, bottleneck_dim=512, patch_out_dim=98304,
 patch_hidden_dim=4096, patch_bottleneck_dim=384``; its own LayerNorm for the small crops' class tokens is not here.
 Siblings: DINOv2 has weight-normalised prototypes, a cosine for every schedule, and no Gram loss.
+transformers' backbone scales its positions anew in every pass, by each process's own random numbers: two processes are
+one, and two micro-batches, only where its config sets ``pos_embed_rescale`` to null.
 """
 
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from ... import backbones, schedules
 from ...losses import gram_loss
 from ...modeling import Paper, SSLOutput
 from ...momentum import Snapshot
-from ...patch_distillation import PatchDistillationConfig, PatchDistillationModel
+from ...patch_distillation import Masks, PatchDistillationConfig, PatchDistillationModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -99,7 +101,7 @@ class SSLDINOv3ForPreTraining(PatchDistillationModel):
         self,
         pixel_values: Tensor,
         local_pixel_values: Tensor | None = None,
-        masks: Tensor | None = None,
+        masks: Masks | None = None,
         gram_pixel_values: Tensor | None = None,
     ) -> SSLOutput:
         """As ``PatchDistillationModel``; gram_pixel_values: (B, 2, C, H', W') the large crops as the Gram teacher sees

@@ -154,7 +154,7 @@ class OBoWForPreTraining(TeacherModel):
             squares = local.square().sum(2, keepdim=True) + words.square().sum(1)
             distances.append((squares - 2 * local @ words.T).clamp(min=0))  # (B, N, K)
             if self.training:
-                queue.push(self._one_place(level))
+                queue.push(self._one_place(level, queue.waiting.known()[0]))
         nearest = torch.stack([each.amin(2).mean(1) for each in distances], dim=1)  # (B, levels)
         if self.training:
             self.nearest.observe(nearest)
@@ -163,11 +163,11 @@ class OBoWForPreTraining(TeacherModel):
         codes = [(-self.config.inverse_delta / s * d).softmax(2) for s, d in zip(scale.clamp(min=1e-12), distances)]
         return [F.normalize(code.amax(1), p=1, dim=1) for code in codes]
 
-    def _one_place(self, level: Tensor) -> Tensor:
+    def _one_place(self, level: Tensor, before: int = 0) -> Tensor:
         """(B, D): for each image its 3×3 average at one place. The official code draws it; here places take turns over
-        images and steps, so that ranks, micro-batches and a resumed run agree."""
+        images and steps, so that ranks, micro-batches and a resumed run agree. before: images of the step so far."""
         means = F.avg_pool2d(level, [min(3, side) for side in level.shape[2:]], stride=1).flatten(2)
-        place = (7919 * distributed.own_rows(level) + 104729 * self.step) % means.shape[2]
+        place = (7919 * (distributed.own_rows(level) + before) + 104729 * self.step) % means.shape[2]
         return means.gather(2, place[:, None, None].expand(-1, means.shape[1], 1)).squeeze(2)
 
     @torch.no_grad()

@@ -33,7 +33,7 @@ class PMSNImageProcessor(SSLImageProcessor):
 
 
 class PMSNForPreTraining(MaskedSiameseModel):
-    """The prior over the prototypes is a power law."""
+    """The prior over the prototypes is a power law; the loss has KL(mean prediction ‖ prior), in this direction."""
 
     config: PMSNConfig
     paper = Paper(

@@ -4,9 +4,11 @@ Teaches that a high mask ratio makes pixel prediction a meaningful task and trai
 Siblings: SimMIM and BEiT feed mask tokens through the whole encoder; data2vec and I-JEPA predict features, not pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import ClassVar
 
+import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -101,7 +103,8 @@ class MAEForPreTraining(SSLModel):
     def losses(self, pixel_values: Tensor, noise: Tensor | None = None) -> SSLOutput:
         """pixel_values: (B, 1, C, H, W).
 
-        noise: (B, N) uniform numbers that order the patches, lowest kept; drawn here if None.
+        noise: (B, N) numbers that order the patches, lowest kept, as ``row_inputs`` draws them with the views; from
+        torch's own generator if None.
         """
         images = pixel_values.flatten(0, 1)
         keep, restore, mask = self._draw_mask(images, noise)
@@ -112,6 +115,9 @@ class MAEForPreTraining(SSLModel):
         target = patches.gather(1, removed.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
         loss = masked_pixel_loss(prediction, target, mask.gather(1, removed), self.config.norm_pix_loss)
         return SSLOutput(loss, latent[:, 0])
+
+    def row_inputs(self) -> Callable[..., dict[str, np.ndarray]]:
+        return partial(_draw_noise, patch=self.patch)
 
     def predict(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) -> prediction (B, N, p·p·C), mask (B, N), 1 = removed, latent (B, 1 + kept, D), shuffled."""
@@ -124,7 +130,7 @@ class MAEForPreTraining(SSLModel):
         patches = (images.shape[-2] // self.patch) * (images.shape[-1] // self.patch)
         if noise is None:
             noise = torch.rand(len(images), patches, device=images.device)
-        return masks.random_masking(noise, int(patches * (1 - self.config.mask_ratio)))
+        return masks.random_masking(noise.float(), int(patches * (1 - self.config.mask_ratio)))
 
     def _fill_in(self, latent: Tensor, restore: Tensor, images: Tensor) -> Tensor:
         """Latent (B, 1 + kept, D) -> the decoder's input (B, 1 + N, hidden): with mask tokens, in order, positions."""
@@ -173,6 +179,12 @@ class MAEForPreTraining(SSLModel):
             init.copy_(positions, fixed[None])
         init.zeros_(self.step)
         init.ones_(self.total_steps)
+
+
+def _draw_noise(rng: np.random.Generator, views: dict[str, np.ndarray], patch: int) -> dict[str, np.ndarray]:
+    """An order of the patches of one image's view (1, H, W, C): whole numbers, so that none are equal."""
+    height, width = views["pixel_values"].shape[1:3]
+    return {"noise": rng.permutation((height // patch) * (width // patch)).astype(np.int32)}
 
 
 def masked_pixel_loss(prediction: Tensor, target: Tensor, mask: Tensor, norm_pix: bool) -> Tensor:

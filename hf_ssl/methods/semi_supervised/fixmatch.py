@@ -19,8 +19,9 @@ from ...semi_supervised import DistributionAlignment, SemiSupervisedConfig, Semi
 @strict
 class FixMatchConfig(SemiSupervisedConfig):
     """threshold: τ, the confidence from which a guess counts. temperature: of the targets' softmax; 0 is its limit,
-    the one-hot guess of the paper (UDA: .4). The threshold never looks at sharpened guesses. alignment_momentum: > 0
-    turns on distribution alignment, the paper's extension for very few labels; .99 to .999 suit."""
+    the one-hot guess of the paper (UDA: .4). The threshold never looks at sharpened guesses, as in the official code;
+    a known PyTorch port sharpens first, so that more guesses pass. alignment_momentum: > 0 turns on distribution
+    alignment, the paper's extension for very few labels; .99 to .999 suit."""
 
     model_type = "ssl_fixmatch"
 

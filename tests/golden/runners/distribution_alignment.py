@@ -6,7 +6,7 @@ from hf_ssl.semi_supervised import DistributionAlignment
 from tests.golden.harness import Case, NotOurs, runner
 
 
-@runner("distribution_alignment/ema")
+@runner("distribution_alignment/")
 def moving_average(case: Case) -> dict[str, Tensor]:
     """The peer's target follows the labelled batch before it aligns, ours after the step: labels come a step early."""
     c = case.config

@@ -1,10 +1,11 @@
 import torch
 from torch import Tensor
 
-from hf_ssl import backbones
+from hf_ssl import backbones, distributed
 from hf_ssl.methods.joint_embedding.mocov3 import MoCoV3Config, MoCoV3ForPreTraining, contrast
 from hf_ssl.momentum import ema_update
 from tests.golden.harness import Case, gradients, runner
+from tests.golden.ranks import on_ranks
 from tests.golden.runners.dino import small_vit
 from tests.golden.runners.moco import Body, as_views
 
@@ -66,11 +67,13 @@ def sincos2d(case: Case) -> dict[str, Tensor]:
 @runner("mocov3/contrastive_1rank")
 @runner("mocov3/contrastive_2rank")
 def ranks(case: Case) -> dict[str, Tensor]:
-    """Each rank's loss against the keys of all, the gather written out; one rank alone may have no number."""
-    prefixes = ["" if "input.q" in case.tensors else f"rank{rank}." for rank in range(case.world)]
-    keys, got = [case.input(f"{prefix}k") for prefix in prefixes], {}
-    for rank, prefix in enumerate(prefixes):
-        queries = case.input(f"{prefix}q").requires_grad_()
-        loss = contrast(queries, torch.cat(keys), case.config["T"], own_key=rank * len(queries))[0]
-        got |= {f"{prefix}loss": loss, f"grad.{prefix}q": gradients(loss, q=queries)["q"]}
-    return got
+    """Each rank's loss against the keys of all; one rank alone may have no number."""
+
+    def part(rank: int) -> dict[str, Tensor]:
+        prefix = "" if "input.q" in case.tensors else f"rank{rank}."
+        queries, keys = case.input(f"{prefix}q").requires_grad_(), case.input(f"{prefix}k")
+        own = distributed.rank() * len(queries)
+        loss, _ = contrast(queries, distributed.gather_with_grad(keys), case.config["T"], own)
+        return {f"{prefix}loss": loss, f"grad.{prefix}q": gradients(loss, q=queries)["q"]}
+
+    return {key: value for part in on_ranks(case.world, part) for key, value in part.items()}

@@ -72,7 +72,7 @@ def one_place(case: Case, model: Any, prefix: str) -> Any:
     """The words that join the vocabulary, from the places that the case recorded, level by level."""
     kind, calls = case.config["extractor"]["update_type"], [0]
 
-    def chosen(level: Tensor) -> Tensor:
+    def chosen(level: Tensor, before: int) -> Tensor:
         if kind == "global_average":
             return level.mean((2, 3))
         number = calls[0] % len(model.levels)

@@ -18,6 +18,10 @@ from tests.golden.runners.dino import small_vit
 class Encoded(nn.Module):
     """A backbone that hands its input (B, D, 1, 1) on: the cases give encoder outputs."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.precision = nn.Parameter(torch.zeros(()), requires_grad=False)  # a native model has weights of a type
+
     def forward(self, pixel_values: Tensor) -> Any:
         return SimpleNamespace(last_hidden_state=pixel_values)
 

@@ -4,6 +4,7 @@ from torch import Tensor
 from hf_ssl import schedules
 from hf_ssl.losses import vicreg_terms
 from tests.golden.harness import Case, gradients, runner
+from tests.golden.ranks import on_ranks
 
 
 def weighted(case: Case, terms: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -24,18 +25,16 @@ def loss(case: Case) -> dict[str, Tensor]:
 
 @runner("vicreg/loss_2rank")
 def loss_of_ranks(case: Case) -> dict[str, Tensor]:
-    """Every rank's loss with the gather written out; a rank's gradient is the sum over the losses that reach it."""
-    world = case.config["world"]
-    ranks = [tuple(case.input(f"rank{r}.{side}").requires_grad_() for side in "xy") for r in range(world)]
-    everyone = [torch.cat(side) for side in zip(*ranks, strict=True)]
-    got: dict[str, Tensor] = {}
-    losses = []
-    for r, sides in enumerate(ranks):
-        parts = weighted(case, (vicreg_terms(*sides)[0], *vicreg_terms(*everyone)[1:]))
-        losses.append(parts["loss"])
-        got |= {f"rank{r}.{name}": value for name, value in parts.items()}
-    torch.stack(losses).sum().backward()
-    return got | {f"rank{r}.grad.{n}": leaf.grad for r, leaves in enumerate(ranks) for n, leaf in zip("xy", leaves)}
+    """Every rank's loss; the gather's backward sums what all ranks want of a rank's rows, as the official one does."""
+
+    def part(rank: int) -> dict[str, Tensor]:
+        sides = {side: case.input(f"rank{rank}.{side}").requires_grad_() for side in "xy"}
+        got = weighted(case, vicreg_terms(*sides.values()))
+        grads = gradients(got["loss"], **sides)
+        got |= {f"grad.{side}": grad for side, grad in grads.items()}
+        return {f"rank{rank}.{name}": value for name, value in got.items()}
+
+    return {key: value for part in on_ranks(case.world, part) for key, value in part.items()}
 
 
 @runner("vicreg/lr_schedule")
