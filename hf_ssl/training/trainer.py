@@ -142,7 +142,8 @@ class SSLTrainer(PublishingTrainer):
             labeled=self.labeled_source,
             ratio=self.unlabeled_ratio,
             encode_text=getattr(self.processing_class, "encode_text", None),
-            keep_columns=("_index",) if self.method.needs_index else (),
+            # of two streams the unlabelled rows' numbers come anyway, as unlabeled_index
+            keep_columns=("_index",) if self.method.needs_index and self.labeled_source is None else (),
             **options,
         )
 
@@ -211,8 +212,11 @@ class SSLTrainer(PublishingTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch on the device, its uint8 views normalised there; `_index` goes to the model as ``index``."""
-        if "_index" in inputs:
-            check_rows(inputs["_index"], self.method.config.num_examples, self.train_source)
+        if self.method.needs_index:
+            numbers = inputs.get("_index" if self.labeled_source is None else "unlabeled_index")
+            examples = getattr(self.method.config, "num_examples", None)
+            if numbers is not None and examples is not None:
+                check_rows(numbers, examples, self.train_source)
         prepared = self.views.prepare(super()._prepare_inputs(inputs))
         return {key.removeprefix("_"): value for key, value in prepared.items()}
 
