@@ -5,6 +5,7 @@ Nothing here depends on how a model was trained: the evaluation uses it on forei
 
 import copy
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from .backbone_presets import PRESETS as PRESETS
 from .backbone_presets import from_preset as from_preset
 from .loading import from_config
 
+_CLASS_TOKEN = r"embeddings(\.\d+)?\.(cls_token|class_embedding)$"  # by name, of a parameter
 Backbone = Any  # a native PreTrainedModel; nn.Module types every attribute as Tensor | Module
 
 
@@ -57,11 +59,13 @@ def _check_own_size(config: PreTrainedConfig) -> None:
 def feature_dim(backbone: Backbone) -> int:
     """Width D of ``features``."""
     if is_image_text(backbone):
-        return backbone.config.projection_dim
+        joint = getattr(backbone.config, "projection_dim", None) if _projection(backbone) is not None else None
+        return joint or feature_dim(unwrap(backbone))
     if hasattr(backbone, "timm_model"):
         return backbone.timm_model.num_features
     config = backbone.config
-    width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
+    width = getattr(config, "hidden_size", None) or getattr(backbone, "num_features", None)  # FocalNet's
+    width = width or (getattr(config, "hidden_sizes", None) or [None])[-1]
     if width is None:
         raise ValueError(
             f"cannot tell the feature width of a {type(backbone).__name__}: its config has no hidden_size"
@@ -70,14 +74,20 @@ def feature_dim(backbone: Backbone) -> int:
 
 
 def is_image_text(backbone: Backbone) -> bool:
-    """Whether it is a native CLIPModel or dual encoder: an image tower and a text tower with projections."""
-    return hasattr(backbone, "visual_projection") and hasattr(backbone, "text_model")
+    """Whether it is a native model with an image and a text tower: CLIP, SigLIP, a dual encoder and their like."""
+    return hasattr(backbone, "get_image_features") and hasattr(backbone, "get_text_features")
+
+
+def _projection(backbone: Backbone) -> Any:
+    """From an image tower to the joint space; None where the tower ends there (SigLIP)."""
+    found = (getattr(backbone, name, None) for name in ("visual_projection", "image_projection"))
+    return next((projection for projection in found if projection is not None), None)
 
 
 def unwrap(model: Backbone) -> Backbone:
     """The base model in a native image classifier, the image tower of two; others, timm's too, are their own."""
     if is_image_text(model):
-        return model.vision_model
+        return model.vision_model if hasattr(model, "vision_model") else model.image_model  # FLAVA's name
     is_classifier = type(model).__name__.endswith("ForImageClassification") and not hasattr(model, "timm_model")
     return model.base_model if is_classifier else model  # DINOv3's own base_model is not the whole of it
 
@@ -85,23 +95,62 @@ def unwrap(model: Backbone) -> Backbone:
 def _tokens(backbone: Backbone, pixel_values: Tensor, **kwargs: Any) -> Any:
     """The native forward pass, positions interpolated to the input's size where the model can."""
     pixel_values = pixel_values.to(next(backbone.parameters()).dtype)  # a teacher's may differ from its student's
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"pictures come as (B, C, H, W), not as {tuple(pixel_values.shape)}: sequences of patches do not"
+        )
     size: Any = tuple(pixel_values.shape[-2:])
     check_size(getattr(backbone, "config", None), *size)
     timm_model: Any = getattr(backbone, "timm_model", None)
     if getattr(timm_model, "num_classes", 0):  # timm's classifier is its own base model: stop before its last layer
         hidden = timm_model.forward_features(pixel_values)
         return BaseModelOutputWithPooling(hidden, timm_model.forward_head(hidden, pre_logits=True))
-    if "interpolate_pos_encoding" in inspect.signature(type(backbone).forward).parameters:
+    taken = inspect.signature(type(backbone).forward).parameters
+    if "spatial_shapes" in taken:
+        return backbone(**_as_sequences(pixel_values, patch_size(backbone.config)), **kwargs)
+    if "interpolate_pos_encoding" in taken:
         kwargs["interpolate_pos_encoding"] = resized = size != image_size(backbone.config)
         if resized:
             _know_own_grid(backbone)
+    if type(backbone).__name__ == "ViTMAEModel":
+        return _unmasked(backbone, pixel_values, **kwargs)
     return backbone(pixel_values, **kwargs)
 
 
+def _unmasked(backbone: Backbone, pixel_values: Tensor, **kwargs: Any) -> Any:
+    """A native masked autoencoder on whole pictures, patches in order: it hides a random 75 % whenever it runs."""
+    config = backbone.config
+    count = math.prod(side // patch_size(config) for side in pixel_values.shape[-2:])
+    order = torch.linspace(0, 1, count, device=pixel_values.device).expand(len(pixel_values), -1)
+    ratio, config.mask_ratio = config.mask_ratio, 0.0
+    try:
+        return backbone(pixel_values, noise=order, **kwargs)
+    finally:
+        config.mask_ratio = ratio
+
+
+def _as_sequences(pixel_values: Tensor, patch: int) -> dict[str, Tensor]:
+    """(B, C, H, W) as SigLIP 2 takes pictures of any shape: flat patches (B, N, p·p·C), their mask, their grids."""
+    rows, columns = (side // patch for side in pixel_values.shape[-2:])
+    whole = pixel_values[..., : rows * patch, : columns * patch]
+    cells = whole.unflatten(3, (columns, patch)).unflatten(2, (rows, patch))
+    patches = cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    grids = torch.tensor([[rows, columns]], device=patches.device).expand(len(patches), -1)
+    mask = torch.ones(patches.shape[:2], dtype=torch.int64, device=patches.device)
+    return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": grids}
+
+
 def has_cls(backbone: Backbone) -> bool:
-    return not hasattr(backbone, "timm_model") and any(
-        name.endswith("cls_token") or name.endswith("class_embedding") for name, _ in backbone.named_parameters()
-    )
+    return bool(_class_tokens(backbone))
+
+
+def _class_tokens(backbone: Backbone) -> int:
+    """How many class tokens stand before the patches: Pixio has eight. The one of a pooling head is none of them."""
+    if hasattr(backbone, "timm_model"):
+        return 0
+    tokens = (p for name, p in backbone.named_parameters() if re.search(_CLASS_TOKEN, name))
+    token = next(tokens, None)
+    return 0 if token is None else token.shape[1] if token.ndim == 3 else 1
 
 
 def pool(backbone: Backbone, outputs: Any) -> Tensor:
@@ -133,7 +182,10 @@ def features_and_outputs(backbone: Backbone, pixel_values: Tensor, **wanted: boo
 
 def _feature(backbone: Backbone, outputs: Any) -> Tensor:
     if is_image_text(backbone):
-        return backbone.visual_projection(outputs.pooler_output)
+        if hasattr(backbone, "image_projection"):  # FLAVA projects its class token
+            return backbone.image_projection(outputs.last_hidden_state[:, 0])
+        pooled, projection = outputs.pooler_output, _projection(backbone)
+        return pooled.flatten(1) if projection is None else projection(pooled)
     return pool(unwrap(backbone), outputs)
 
 
@@ -189,7 +241,7 @@ def num_prefix_tokens(backbone: Backbone) -> int:
     if hasattr(backbone, "timm_model"):
         return getattr(backbone.timm_model, "num_prefix_tokens", 0)
     distilled = any(name.endswith("distillation_token") for name, _ in backbone.named_parameters())
-    return int(has_cls(backbone)) + distilled + (getattr(backbone.config, "num_register_tokens", 0) or 0)
+    return _class_tokens(backbone) + distilled + (getattr(backbone.config, "num_register_tokens", 0) or 0)
 
 
 def patch_tokens(backbone: Backbone, pixel_values: Tensor) -> Tensor:

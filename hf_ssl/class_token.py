@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.vit import modeling_vit
+from transformers.models.vit.modeling_vit import ViTLayer as NativeViTLayer
+from transformers.models.vit.modeling_vit import eager_attention_forward
 
 
 def prepare(model: nn.Module) -> None:
@@ -36,7 +37,7 @@ def alone(backbone: Any) -> Iterator[None]:
         last.class_alone = False
 
 
-class ViTLayer(modeling_vit.ViTLayer):
+class ViTLayer(NativeViTLayer):
     """The native block, or the first token of what it gives: (B, N, D) -> (B, 1, D). It keeps the native name, by
     which device maps and FSDP find blocks, and is a class, not a patched method, so that it can be pickled."""
 
@@ -53,7 +54,7 @@ class ViTLayer(modeling_vit.ViTLayer):
 def _attend(attention: Any, tokens: Tensor, **kwargs: Any) -> Tensor:
     """What the first token draws from all: (B, N, D) -> (B, 1, D)."""
     implementation = attention.config._attn_implementation
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, modeling_vit.eager_attention_forward)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     query, key, value = (
         project(part).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         for project, part in (

@@ -1,5 +1,6 @@
 """Losses that two methods or more share. All are means over the local rows; what they compare with is global."""
 
+import math
 from typing import Any
 
 import torch
@@ -189,7 +190,8 @@ def gram_loss(student: Tensor, target: Tensor, normalise: bool = True, negatives
 
 @torch.no_grad()
 def target_entropies(targets: Tensor, logarithms: Tensor | None = None) -> dict[str, Tensor]:
-    """Mean entropy of the targets and entropy of their mean, in nats: the first → 0 or the second → 0 is collapse.
+    """Mean entropy of the targets (N, K) and entropy of their mean, in nats: where the first reaches uniform_entropy,
+    ln K, or the second 0, they have collapsed.
 
     logarithms: of the targets, where they are at hand; taking them again is slow over 65 536 prototypes.
     """
@@ -201,4 +203,5 @@ def target_entropies(targets: Tensor, logarithms: Tensor | None = None) -> dict[
     return {
         "teacher_entropy": entropy,
         "prototype_entropy": torch.special.entr(mean).sum(),
+        "uniform_entropy": torch.full_like(entropy, math.log(targets.shape[-1])),
     }

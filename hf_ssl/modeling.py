@@ -130,7 +130,8 @@ class SSLModel(PreTrainedModel):
     can_collapse: ClassVar[bool] = True  # whether one answer for all images could satisfy the loss
     masked_views: ClassVar[tuple[str, ...]] = ()  # keys of the views whose patches are dropped: they must be whole
     compares_images: ClassVar[str | None] = None  # why one image in the global batch is none to learn from, in words
-    needs_index: ClassVar[bool] = False  # True: ``forward`` takes ``index`` (B,), the images' row numbers
+    # True: ``losses`` takes ``index`` (B,), the images' row numbers; where there are labels, ``unlabeled_index``
+    needs_index: ClassVar[bool] = False
     host_inputs: ClassVar[tuple[str, ...]] = ()  # what ``forward`` reads on the host: NumPy arrays in training
     teacher_buffers: bool = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
     attention_given: bool = False  # whether somebody chose the attention implementation

@@ -35,6 +35,7 @@ PARTS = {
     "_supports_flash_attn": (MODELS, "set: methods pass attention on to their backbone"),
     "_supports_flex_attn": (MODELS, "set: methods pass attention on to their backbone"),
     "_supports_sdpa": (MODELS, "set: methods pass attention on to their backbone"),
+    "_apply": ("torch.nn.Module", "overridden: teachers and memories stay float32 when a model is cast"),
     "_BatchNorm": ("torch.nn.modules.batchnorm", "every BatchNorm, whatever its dimensions"),
     "_foreach_add_": ("torch", "one call for all parameters"),
     "_foreach_copy_": ("torch", "one call for all parameters"),

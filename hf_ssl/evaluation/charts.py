@@ -83,7 +83,7 @@ _KNOWN: tuple[tuple[tuple[str, ...], str, str, str, bool], ...] = (
     (("learning_rate",), "Learning rate", "rate", "The schedule: warm-up, then decay.", True),
     (("grad_norm",), "Gradient norm", "norm before clipping", "Spikes here come before trouble in the loss.", True),
 )
-_NOT_DRAWN = {"step", "epoch", "total_flos", "skipped_images"}
+_NOT_DRAWN = {"step", "epoch", "total_flos", "skipped_images", "uniform_entropy"}
 
 
 def of_log(

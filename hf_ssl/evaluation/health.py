@@ -89,6 +89,14 @@ def distribution_entropy(probabilities: Tensor) -> dict[str, float]:
     }
 
 
+def entropy_shares(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """`diagnose`'s "entropy" and "marginal_entropy" from what a method logs: teacher_entropy and prototype_entropy in
+    nats as shares of uniform_entropy, ln K. Without the last nothing is judged: their scale is not known."""
+    limit = float(metrics.get("uniform_entropy", 0.0))
+    names = {"entropy": "teacher_entropy", "marginal_entropy": "prototype_entropy"}
+    return {share: float(metrics[name]) / limit for share, name in names.items() if limit > 0 and name in metrics}
+
+
 def health_report(features: Tensor, second_view: Tensor | None = None) -> dict[str, float]:
     """{"std", "std_ratio", "rankme", "dim", "samples", "uniformity"[, "alignment"]} of features (N, D).
 

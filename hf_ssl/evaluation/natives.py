@@ -81,10 +81,8 @@ def image_processor(processor: Any) -> Any:
 
 def image_features(model: Any, pixel_values: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, D): an image-text model's embedding (before normalisation), else the backbone's features."""
-    from hf_ssl.backbones import features, is_image_text
+    from hf_ssl.backbones import features
 
-    if hasattr(model, "get_image_features") and not is_image_text(model):  # SigLIP and its like
-        return pooled(model.get_image_features(pixel_values=pixel_values))
     return features(model, pixel_values)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from hf_ssl.evaluation import charts, classifier_panels, panels, pictures, text_panels
 from hf_ssl.evaluation.album import Album, Missing, NotApplicable, Run, load_album
 from hf_ssl.evaluation.charts import number
-from hf_ssl.evaluation.health import diagnose, health_report
+from hf_ssl.evaluation.health import diagnose, entropy_shares, health_report
 from hf_ssl.evaluation.natives import model_kind
 from hf_ssl.evaluation.report_table import is_number, table, text, verdict
 
@@ -166,6 +166,12 @@ def _dataset(report: Report) -> str:
     return str(report.dataset or report.run.card.get("dataset") or "an unnamed dataset")
 
 
+def _uniform_entropy(report: Report) -> float | None:
+    """ln K of the teacher's K answers: as logged, or by the field of the methods that did not log it yet."""
+    width = report.run.composite.get("out_dim")
+    return report.last("uniform_entropy") or (math.log(width) if is_number(width) and width > 1 else None)
+
+
 def _health(report: Report) -> tuple[bool, str]:
     """(is there a sign of collapse, a sentence)."""
     try:
@@ -174,11 +180,9 @@ def _health(report: Report) -> tuple[bool, str]:
         before = health_report(album.before) if album.before is not None else None
     except (Missing, ValueError) as error:
         return False, f"Health could not be judged. {error}"
-    last, width = report.last("teacher_entropy"), report.run.composite.get("out_dim")
-    if last is not None and is_number(width) and width > 1:
-        after["entropy"] = last / math.log(width)
-        marginal = report.last("prototype_entropy")
-        after |= {"marginal_entropy": marginal / math.log(width)} if marginal is not None else {}
+    logged = {name: report.last(name) for name in ("teacher_entropy", "prototype_entropy")}
+    logged["uniform_entropy"] = _uniform_entropy(report)
+    after |= entropy_shares({name: value for name, value in logged.items() if value is not None})
     loss = report.last("loss")
     words = diagnose(after | ({"loss": loss} if loss is not None else {}), before)
     figures = f"spread {after['std_ratio']:.2f} of 1/√d, effective rank {after['rankme']:.0f} of {after['dim']:.0f}"
@@ -207,8 +211,8 @@ def _curves(report: Report) -> str:
     if not report.run.log:
         raise Missing("There are no curves: the run left no trainer_state.json.")
     logged = list(dict.fromkeys(key for entry in report.run.log for key in entry))
-    width = report.run.composite.get("out_dim")
-    log_k = {"log K, all the same": math.log(width)} if is_number(width) and width > 1 else {}
+    limit = _uniform_entropy(report)
+    log_k = {"log K, all the same": limit} if limit else {}
     spread = {}
     if not isinstance(report._album, Exception):
         spread = {"1/√d, healthy": 1 / math.sqrt(report.album.after.shape[1])}

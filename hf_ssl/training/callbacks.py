@@ -67,11 +67,8 @@ class HealthCallback(TrainerCallback):
             self.trainer.note({"feature_std": report["std"], "rankme": report["rankme"]})
             if self.start is None:
                 self.start = dict(report)
-        entropy = self.trainer.last_metrics.get("teacher_entropy")
-        if entropy is not None and state.global_step >= 0.2 * state.max_steps:  # a fresh teacher is uniform by nature
-            width = torch.log(torch.tensor(float(self.trainer.method.config.out_dim))).item()
-            report["entropy"] = float(entropy) / width
-            report["marginal_entropy"] = float(self.trainer.last_metrics["prototype_entropy"]) / width
+        if state.global_step >= 0.2 * state.max_steps:  # a fresh teacher is uniform by nature
+            report |= health.entropy_shares(self.trainer.last_metrics)
         if not self.trainer.method.can_collapse:
             report = {}
         report["loss"] = float(self.trainer.last_loss)

@@ -128,7 +128,7 @@ def fit(
         settings = merge({"logging_steps": 50, "seed": seed, **default_arguments(method)}, training)
         arguments = SSLTrainingArguments(str(output_dir), **settings)
         whole, processor = build_method(
-            method, source, ModelArguments(backbone=str(model), image_size=image_size), config, views, seed, rows.names
+            method, images, ModelArguments(backbone=str(model), image_size=image_size), config, views, seed, rows.names
         )
         trainer = SSLTrainer(
             whole, arguments, images, processor, source if held is not None else None, held,

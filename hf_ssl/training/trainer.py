@@ -150,7 +150,8 @@ class SSLTrainer(CheckpointingTrainer):
             labeled=self.labeled_source,
             ratio=self.unlabeled_ratio,
             encode_text=getattr(self.processing_class, "encode_text", None),
-            keep_columns=("_index",) if self.method.needs_index else (),
+            # of two streams the unlabelled rows' numbers come anyway, as unlabeled_index
+            keep_columns=("_index",) if self.method.needs_index and self.labeled_source is None else (),
             row_inputs=self.method.row_inputs(),
             **options,
         )
@@ -223,8 +224,11 @@ class SSLTrainer(CheckpointingTrainer):
 
         What the method reads on the host stays there, as NumPy arrays: DDP would send a tensor to the device.
         """
-        if "_index" in inputs:
-            check_rows(inputs["_index"], self.method.config.num_examples, self.train_source)
+        if self.method.needs_index:
+            numbers = inputs.get("_index" if self.labeled_source is None else "unlabeled_index")
+            examples = getattr(self.method.config, "num_examples", None)
+            if numbers is not None and examples is not None:
+                check_rows(numbers, examples, self.train_source)
         held = {key: inputs[key] for key in self.method.host_inputs if key in inputs}
         moved = super()._prepare_inputs({key: value for key, value in inputs.items() if key not in held})
         prepared = self.views.prepare(moved) | {key: np.asarray(value) for key, value in held.items()}
