@@ -20,8 +20,8 @@ import pyarrow as pa
 from hf_ssl.data.captions import FILE_COLUMN
 from hf_ssl.data.files import open_regular, printable, storable
 from hf_ssl.data.shards import SourceError
-from hf_ssl.documents import DocumentError, parse_json
 from hf_ssl.data.tars import SUFFIXES
+from hf_ssl.documents import DocumentError, parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -253,7 +253,7 @@ def test_a_declared_class_without_rows_gets_advice_that_helps():
         SourceError, match=r"0 labelled row.* of class .b., .*declared and has no row: ask for a fraction"
     ):
         draw_labeled(source, per_class=1)
-    chosen, record = draw_labeled(source, fraction=0.5)  # the advice
+    _, record = draw_labeled(source, fraction=0.5)  # the advice
     assert record.names == ("a", "b", "c") and set(record.labels) == {0, 2}
 
 
