@@ -7,6 +7,7 @@ people read it with the strange bytes as ``\\xff``.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -63,7 +64,21 @@ def check_regular(path: str | os.PathLike) -> None:
 
 def printable(name: str) -> str:
     """The name of a file or folder as messages show it: bytes that are not UTF-8 as ``\\xff``."""
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if name.isascii():
+        return name
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return name.encode("utf-8", "backslashreplace").decode()
+
+
+def printable_record(value: Any) -> Any:
+    """A record of JSON types with every text, keys too, as `printable` shows it."""
+    if isinstance(value, dict):
+        return {printable_record(key): printable_record(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [printable_record(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def storable(path: str) -> str:
@@ -129,7 +144,12 @@ def _open(path: str, flags: int) -> int:
 def _descriptor(path: str | os.PathLike, flags: int) -> tuple[int, int]:
     """An open regular file and its size in bytes."""
     # without waiting: to open a pipe is to wait for whoever writes into it
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # what the system says of a socket
+            check_regular(path)
+        raise
     status = os.fstat(descriptor)
     try:
         _check(path, status.st_mode)

@@ -155,8 +155,25 @@ def table_rows(table: pa.Table) -> list[dict]:
     for name, column in zip(table.column_names, table.columns):
         array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         array = array.storage if isinstance(array, pa.ExtensionArray) else array
-        columns[name] = _arrays(array) if name == "image" and _is_list(array.type) else array.to_pylist()
+        columns[name] = _arrays(array) if name == "image" and _is_list(array.type) else _values(array)
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def _values(array: pa.Array) -> list:
+    """The values; text that is not UTF-8, such as the name of a file, with surrogates, as Python has such names."""
+    try:
+        return array.to_pylist()
+    except UnicodeDecodeError:
+        pass
+    if pa.types.is_struct(array.type):
+        fields = [_values(array.field(i)) for i in range(array.type.num_fields)]
+        names = [field.name for field in array.type]
+        rows = [dict(zip(names, values)) for values in zip(*fields)]
+        return [row if valid else None for row, valid in zip(rows, array.is_valid().to_pylist())]
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        stored = array.cast(pa.large_binary() if pa.types.is_large_string(array.type) else pa.binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in stored]
+    return [_values(array.slice(i, 1).flatten()) if array[i].is_valid else None for i in range(len(array))]
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -67,6 +67,7 @@ class ImageSource:
     part: Part | None = field(default=None, repr=False)  # of which whole these rows are, where that was settled
     missing: tuple[str, ...] = field(default=(), repr=False)  # "where: reason" of images promised and not there
     home: Home | None = None  # where its rows' files may lie; None: on this machine, or on the Hub
+    said: set[str] = field(default_factory=set, repr=False, compare=False)  # broken images that were logged
     outside: bool = False  # whether rows may name other files, and addresses on the web
 
     def __post_init__(self) -> None:
