@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..data.files import printable
 from .console import CommandError, Stopped, UsageError, is_main, nearest
 
 _COMMANDS = {
@@ -138,7 +139,7 @@ def _complain(error: object, code: int, debug: bool) -> int:
     """One sentence on stderr; the traceback as well where it was asked for."""
     if debug and isinstance(error, BaseException):
         traceback.print_exception(error)
-    sentence = " ".join(str(error).split()) or type(error).__name__
+    sentence = printable(" ".join(str(error).split())) or type(error).__name__
     where = "" if is_main() else f" (process {os.environ.get('RANK')})"
     print(f"hf-ssl{where}: {sentence}", file=sys.stderr, flush=True)
     return code

@@ -18,6 +18,7 @@ _DATA = (
     Flag("dataset", ("str",), None, "emoji, emoji:placed, fashion-mnist, a folder, *.parquet, *.tar or a Hub id."),
     Flag("image_column", ("str",), None, "Column with the image; found if not given.", optional=True),
     Flag("label_column", ("str",), None, "Column with the label; found if not given.", optional=True),
+    Flag("allow_outside_files", ("bool",), False, "Let rows name files outside of their data set, and web addresses."),
     Flag(
         "max_images",
         ("int",),
@@ -128,7 +129,7 @@ def evaluate(parsed: Parsed) -> int:
     from .runfolder import read_run
 
     prompts = None if values["prompts"] is None else load_prompts(values["prompts"])
-    columns = {key: values[key] for key in ("image_column", "label_column", "caption_column")}
+    columns = {key: values[key] for key in ("image_column", "label_column", "caption_column", "allow_outside_files")}
     explicit = "query_split" in parsed.values
     division = divide(
         spec, values["bank_split"], (spec,), values["query_split"], explicit=explicit, texts=True, **columns
@@ -187,7 +188,8 @@ def pseudo_label(parsed: Parsed) -> int:
     from .. import evaluation
     from ..data.sources import load_source
 
-    source = load_source(spec, values["split"], image_column=values["image_column"])
+    named = {key: values[key] for key in ("image_column", "allow_outside_files")}
+    source = load_source(spec, values["split"], **named)
     if not values["held_out"]:
         source = _without_held(source, Path(name).expanduser())
     model, processor = open_model(name, values["device"])
@@ -233,7 +235,7 @@ def embed(parsed: Parsed) -> int:
     from ..evaluation import extract_features
     from .embeddings import write
 
-    named = {key: values[key] for key in ("image_column", "label_column")}
+    named = {key: values[key] for key in ("image_column", "label_column", "allow_outside_files")}
     source = load_source(spec, values["split"], **named)
     columns = _listed(values["columns"])
     known = source.dataset.column_names or []

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from ..data.files import printable
 from ..spelling import hint as hint
 from ..spelling import nearest as nearest
 
@@ -54,9 +55,20 @@ def quiet() -> None:
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.addFilter(_once)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
         logger.propagate = False
+
+
+def _once(record: logging.LogRecord, said: set[str] = set()) -> bool:  # noqa: B006 (of the whole process)
+    """Let each broken image through once, whichever of training, the table and the report meets it."""
+    message = record.getMessage()
+    if not message.startswith("image left out:"):
+        return True
+    first = message not in said
+    said.add(message)
+    return first
 
 
 def rank() -> int:
@@ -71,7 +83,7 @@ def is_main() -> bool:
 def say(*lines: str) -> None:
     """Print on the first process only."""
     if is_main():
-        print(*lines, sep="\n", flush=True)
+        print(*map(printable, lines), sep="\n", flush=True)
 
 
 # --- secrets --------------------------------------------------------------------------------------------------------

@@ -56,20 +56,21 @@ def load_pictures(plan: Plan) -> Pictures:
     columns: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
     if family == "image_text":
         columns["caption_column"] = plan.group("text").get("caption_column")
+    options = {**columns, "streaming": data.streaming, "allow_outside_files": data.allow_outside_files}
     evaluates = plan.values.get("eval_strategy", "no") != "no"
     wanted = not plan.own["no_evaluation"] or evaluates
     specs = (data.eval_dataset,) if data.eval_dataset else tables.protocols(data.dataset)
     division = divide(
         data.dataset, data.split, specs if wanted else (), data.eval_split, "eval_split" in plan.values,
         data.validation_split, data.validation_fraction, data.eval_dataset, family == "image_text",
-        **columns, streaming=data.streaming,
+        **options,
     )  # fmt: skip
     if evaluates and division.online == (None, None):
         raise CommandError(f"eval_strategy needs labelled images, and {data.dataset} has none; give --eval_dataset.")
     pictures = Pictures(division.train, division)
     said = list(division.said)
     if family == "semi_supervised":
-        _draw_labels(pictures, plan, data, {**columns, "streaming": data.streaming}, said)
+        _draw_labels(pictures, plan, data, options, said)
     _check_start(plan, pictures, said)
     say(*said)
     return pictures

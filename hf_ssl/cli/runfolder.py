@@ -96,7 +96,8 @@ def write_run(folder: Path, record: dict[str, Any]) -> None:
     """run.json, secrets masked; written beside and moved, so that a reader never sees half of it."""
     text = json.dumps(masked(record), indent=2, ensure_ascii=False, default=str)
     scratch = folder / ".run.json.tmp"
-    scratch.write_text(text + "\n", encoding="utf-8")
+    # a path that is not UTF-8 is written as JSON's own escape, and read back as it was
+    scratch.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     scratch.replace(folder / "run.json")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hf_ssl.data.files import read_text
 
 NAMES = (
     "caption", "captions", "text", "texts", "txt", "sentence", "sentences", "description", "descriptions", "alt",
@@ -50,7 +51,7 @@ class FileCaptions(Captions):
 
     def texts(self, row: dict) -> list[str]:
         try:
-            lines = Path(row[self.column]).read_text("utf-8-sig").splitlines() if row.get(self.column) else []
+            lines = read_text(row[self.column], "utf-8-sig").splitlines() if row.get(self.column) else []
         except (OSError, UnicodeDecodeError):
             return []
         return [line.strip() for line in lines if line.strip()]

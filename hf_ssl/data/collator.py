@@ -108,7 +108,7 @@ class ViewCollator:
         source = self.source
         picture: Any = None
         if source.render is None and not source.keep_alpha:  # the views say how small the file may be decoded
-            picture = open_jpeg(shown["image"], source.channels, source.where(shown))
+            picture = open_jpeg(source.content(shown), source.channels, source.where(shown))
         picture = source.decode(shown) if picture is None else picture
         rng = np.random.default_rng((self.seed, row["_epoch"], row["_index"]))
         views, render = self.processor.count_views(self.keys), source.render
@@ -202,6 +202,7 @@ class BatchLoader:
 
     def _next(self) -> dict[str, Any]:
         if self._batches is None:
+            self.ledger.update(self.dataset.source.missing, 0)
             self.dataset.start_batch = self.position
             self._batches = workers.start(self._loader())
         try:

@@ -230,13 +230,22 @@ def _from_file(value: bytes | str | Path | None, channels: int, keep_alpha: bool
     if value is None:
         raise BadImageError(where, "the row holds no image (neither bytes nor a path)")
     if isinstance(value, str) and "://" in value:  # streamed folders of the Hub hand out hf:// addresses
-        value = remote.read(value)
+        value = _from_network(value, where)
     # by its path Pillow would map an uncompressed TIFF, and forget to turn it
     with io.BytesIO(value) if isinstance(value, _BYTES) else open_regular(value) as file, Image.open(file) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise BadImageError(where, _too_large(width, height))
         return _from_pil(image, channels, keep_alpha, where)
+
+
+def _from_network(address: str, where: str) -> bytes:
+    try:
+        return remote.read(address)
+    except remote.RemoteError as error:
+        if remote.is_of_hub(address):
+            raise  # the data set is out of reach; elsewhere it is one image
+        raise BadImageError(where, str(error)) from error
 
 
 def _from_pil(image: Image.Image, channels: int, keep_alpha: bool, where: str) -> np.ndarray:

@@ -7,8 +7,10 @@ people read it with the strange bytes as ``\\xff``.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -62,7 +64,21 @@ def check_regular(path: str | os.PathLike) -> None:
 
 def printable(name: str) -> str:
     """The name of a file or folder as messages show it: bytes that are not UTF-8 as ``\\xff``."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if name.isascii():
+        return name
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return name.encode("utf-8", "backslashreplace").decode()
+
+
+def printable_record(value: Any) -> Any:
+    """A record of JSON types with every text, keys too, as `printable` shows it."""
+    if isinstance(value, dict):
+        return {printable_record(key): printable_record(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [printable_record(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def storable(path: str) -> str:
@@ -79,6 +95,48 @@ def local_path(path: str) -> str:
     return os.fsdecode(unquote_to_bytes(path[len(_ADDRESS) :])) if path.startswith(_ADDRESS) else path
 
 
+@dataclass(frozen=True)
+class Home:
+    """Where the files lie that a data set's rows may name: below these folders, or in this dataset repo of the Hub."""
+
+    folders: tuple[str, ...]
+    repo: str | None = None
+
+
+class OutsideError(ValueError):
+    """A row names a file that it may not; the message says why."""
+
+
+def resolved(path: str, home: Home | None, outside: bool = False) -> str:
+    """The path or address to open for a row's `path`, relative ones taken from the first folder. OutsideError.
+
+    `outside`: everything is allowed. Without a home: every file of this machine, and of the Hub. Links are followed.
+    """
+    if path.startswith(_ADDRESS):
+        path = local_path(path)
+    place = path.rpartition("::")[2]  # of a file in an archive: the archive
+    if "://" in place:
+        hub = "hf://" if home is None else f"hf://datasets/{home.repo}"
+        if not outside and not (
+            place.startswith(hub) and (home is None or place[len(hub) : len(hub) + 1] in ("@", "/"))
+        ):
+            raise OutsideError("the row names an address outside of its data set; --allow_outside_files reads those")
+        return path
+    if home is None:
+        return path
+    full = os.path.normpath(place) if os.path.isabs(place) else _inside(place, home)
+    if outside or any(full.startswith(os.path.join(folder, "")) for folder in home.folders):
+        return path.replace(place, full) if place != path else full
+    raise OutsideError(
+        f"the row names a file outside of its data set ({home.folders[0]}); --allow_outside_files reads those"
+    )
+
+
+def _inside(path: str, home: Home) -> str:
+    full = os.path.normpath(os.path.join(home.folders[0], path))
+    return full if os.path.exists(full) else os.path.abspath(path)
+
+
 def _open(path: str, flags: int) -> int:
     return _descriptor(path, flags)[0]
 
@@ -86,7 +144,12 @@ def _open(path: str, flags: int) -> int:
 def _descriptor(path: str | os.PathLike, flags: int) -> tuple[int, int]:
     """An open regular file and its size in bytes."""
     # without waiting: to open a pipe is to wait for whoever writes into it
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # what the system says of a socket
+            check_regular(path)
+        raise
     status = os.fstat(descriptor)
     try:
         _check(path, status.st_mode)

@@ -213,10 +213,16 @@ def _per_class(what: str, count: int, names: list[str], labels: np.ndarray, seed
         raise SourceError(f"per_class is {count}; it is at least 1.")
     have = np.bincount(labels[labels != UNLABELED], minlength=len(names))
     if (have < count).any():
-        short = int(np.argmax(have < count))
+        short = int(np.argmax(have == 0 if not have.all() else have < count))
+        advice = "Ask for fewer, or for a fraction"
+        if not have[short]:  # fewer of nothing is no help
+            advice = (
+                "No number per class can be had of a class that is declared and has no row: ask for a fraction "
+                "(label_fraction) or name the rows (label_ids), which take the other classes, or add its images"
+            )
         raise SourceError(
             f"{what} has {have[short]} labelled row(s) of class {names[short]!r}, fewer than the {count} per class "
-            f"asked for{_others(names, have, count, short)}. Ask for fewer, or for a fraction."
+            f"asked for{_others(names, have, count, short)}. {advice}."
         )
     return _take(labels, dict.fromkeys(range(len(names)), count), seed)
 

@@ -24,6 +24,7 @@ class BadImageLedger:
 
     def __init__(self, total: int | None = None):
         self.total = total
+        self.silent = False  # whether to count without logging, where another process or ledger logs
         self.seen = 0
         self.skipped = 0  # occasions, over all epochs
         self._known: dict[str, None] = {}  # "where: reason" of each broken image, in the order met
@@ -44,7 +45,7 @@ class BadImageLedger:
         for name in skipped:
             if name not in self._known:
                 self._known[name] = None
-                if self.distinct <= self.MAX_NAMES:
+                if self.distinct <= self.MAX_NAMES and not self.silent:
                     logger.warning("image left out: %s", name)
 
     def check(self, max_fraction: float = 0.01, minimum_seen: int = 1000) -> None:

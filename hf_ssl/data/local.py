@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
+import glob
 import gzip
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +18,15 @@ import numpy as np
 import pyarrow as pa
 
 from hf_ssl.data.captions import FILE_COLUMN
+from hf_ssl.data.files import open_regular, printable, storable
 from hf_ssl.data.shards import SourceError
+from hf_ssl.data.tars import SUFFIXES
 from hf_ssl.documents import DocumentError, parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger("hf_ssl.data")
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 IMAGE_EXTENSIONS = frozenset(
@@ -69,15 +77,30 @@ def pick_split(spec: str, split: str, available: Iterable[str]) -> str:
 
 
 def walk(root: str) -> list[str]:
-    """All visible files below `root`, relative to it and sorted; links are followed, but not in circles."""
-    files, seen = [], set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    """All visible files below `root`, relative to it and sorted; links are followed, each folder is read once.
+
+    SourceError: a folder in it cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SourceError(
+            f"The folder {printable(error.filename)} cannot be read ({error.strerror}); what it holds would be left "
+            "out. Make it readable, or move it out of the data set."
+        ) from error
+
+    files: list[str] = []
+    seen: dict[str, str] = {}
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
+            if not os.path.abspath(folder).startswith(os.path.join(os.path.abspath(seen[real]), "")):  # no circle
+                words = "%s is a link to %s, which is read already: it is left out."
+                logger.warning(words, printable(folder), printable(seen[real]))
             folders.clear()
             continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        seen[real] = folder
+        visible = (name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders[:] = sorted(visible, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         files += [os.path.relpath(os.path.join(folder, name), root) for name in names if not name.startswith(".")]
     return sorted(files)
 
@@ -86,15 +109,75 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
-def image_folder(spec: str, root: str, files: list[str], split: str) -> Dataset:
+def shard_kind(name: str) -> str:
+    """ ".parquet" or ".tar" for a shard, compressed ones included; the extension of any other file."""
+    lower = name.lower()
+    return ".tar" if lower.endswith(SUFFIXES) else os.path.splitext(lower)[1]
+
+
+def check_one_kind(spec: str, names: list[str]) -> None:
+    """SourceError where a folder holds images, parquet and tar files side by side: one kind would be left out."""
+    counts = Counter("image" if is_image(name) else shard_kind(name) for name in names)
+    found = [f"{counts[kind]:,} {kind} file(s)" for kind in ("image", ".parquet", ".tar") if counts[kind]]
+    if len(found) > 1:
+        raise SourceError(
+            f"{printable(spec)} holds {' and '.join(found)}, and one kind is read at a time: name the files to read, "
+            f"in quotes, as in '{os.path.join(printable(spec), '**', '*.png')}'."
+        )
+
+
+def matching(pattern: str) -> tuple[str, list[str]]:
+    """The folder that a glob starts from, and the files below it that match or lie in a folder that matches, sorted.
+
+    As in the shell, * stays within a folder and ** goes into all of them; hidden files are left out.
+    """
+    parts = os.path.normpath(pattern).split(os.sep)
+    start = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root = os.sep.join(parts[:start]) or (os.sep if pattern.startswith(os.sep) else os.curdir)
+    if "**" in parts:  # not by glob, which goes in circles
+        names = walk(root) if os.path.isdir(root) else []
+        return root, [name for name in names if _matches(name.split(os.sep), parts[start:])]
+    found = glob.glob(pattern)
+    folders = tuple(os.path.join(os.path.relpath(path, root), "") for path in found if os.path.isdir(path))
+    names = [os.path.relpath(path, root) for path in found if not os.path.isdir(path)]
+    if folders:
+        names += [name for name in walk(root) if name.startswith(folders)]
+    return root, sorted(names)
+
+
+def _matches(names: list[str], parts: list[str]) -> bool:
+    if not names or not parts:
+        return not names and not parts
+    if parts[0] == "**":
+        return parts[1:] == [] or any(_matches(names[i:], parts[1:]) for i in range(len(names)))
+    return fnmatch.fnmatchcase(names[0], parts[0]) and _matches(names[1:], parts[1:])
+
+
+def beside(root: str, images: list[str]) -> list[str]:
+    """The files below `root` that describe these images: metadata in their folders and above, and texts."""
+    folders = {os.path.dirname(name) for name in images}
+    above = {os.sep.join(folder.split(os.sep)[:i]) for folder in folders for i in range(folder.count(os.sep) + 2)}
+    found = [os.path.join(folder, name) for folder in {*above, ""} for name in ("metadata.csv", "metadata.jsonl")]
+    texts = {os.path.splitext(name)[0] + ".txt" for name in images}
+    for folder in folders:
+        found += texts & {os.path.join(folder, name) for name in os.listdir(os.path.join(root, folder))}
+    return sorted({name for name in found if os.path.isfile(os.path.join(root, name))})
+
+
+def image_folder(
+    spec: str, root: str, files: list[str], split: str, whole: bool = True
+) -> tuple[Dataset, tuple[str, ...]]:
     """The pictures among the `files` below `root`, none opened; a `label` where each lies in exactly one class folder.
 
     The columns of a metadata.csv or metadata.jsonl with `file_name` are added (its `label` comes first), and
-    `caption_file`, the path of `<image>.txt`, where any image has one.
+    `caption_file`, the path of `<image>.txt`, where any image has one. Also returns, in words, each image that the
+    metadata name and that is not there; not where `files` are a choice (not the `whole` folder).
     """
     import datasets
 
+    rows = _metadata(root, files)
     parts = [name.split(os.sep) for name in files if is_image(name)]
+    missing = _missing(root, rows, files) if whole else ()
     tops = {part[0] for part in parts if len(part) > 1}
     splits = {top for top in tops if top in _SPLIT_OF}
     # "train" alone among other folders may well be a class (of vehicles)
@@ -106,19 +189,21 @@ def image_folder(spec: str, root: str, files: list[str], split: str) -> Dataset:
         chosen, depth = None, 0
     columns: dict[str, list] = {"image": []}
     features = datasets.Features(image=datasets.Image(decode=False))
-    classes = sorted({part[depth] for part in parts})
+    classes = sorted({printable(part[depth]) for part in parts})
     if len(classes) > 1 and all(len(part) == depth + 2 for part in parts):
         # one numbering over all splits, so that a class has the same number in each
         columns["label"], features["label"] = [], datasets.ClassLabel(names=classes)
     parts = [part for part in parts if chosen in (None, part[0])]
-    columns["image"] = [os.path.join(os.path.abspath(root), *part) for part in parts]
+    home = os.path.abspath(root)
+    columns["image"] = [storable(os.path.join(home, *part)) for part in parts]
     if "label" in columns:
-        columns["label"] = [classes.index(part[depth]) for part in parts]
+        numbers = {name: number for number, name in enumerate(classes)}
+        columns["label"] = [numbers[printable(part[depth])] for part in parts]
     known = set(files)
     texts = [os.path.splitext(os.path.join(*part))[0] + ".txt" for part in parts]
     if any(text in known for text in texts):
-        columns[FILE_COLUMN] = [os.path.join(os.path.abspath(root), t) if t in known else None for t in texts]
-    for name, values in _metadata(root, files, ["/".join(part) for part in parts]).items():
+        columns[FILE_COLUMN] = [storable(os.path.join(home, text)) if text in known else None for text in texts]
+    for name, values in _columns(rows, ["/".join(part) for part in parts]).items():
         columns[name] = values
         features.pop(name, None)
     for name in [name for name in columns if name not in features]:
@@ -126,23 +211,49 @@ def image_folder(spec: str, root: str, files: list[str], split: str) -> Dataset:
             features[name] = datasets.features.features.generate_from_arrow_type(pa.array(columns[name]).type)
         except pa.ArrowException as error:
             raise SourceError(f"{spec}: the metadata column {name!r} mixes kinds of values: {error}") from error
-    return datasets.Dataset.from_dict(columns, features=features)
+    return datasets.Dataset.from_dict(columns, features=features), missing
 
 
-def _metadata(root: str, files: list[str], images: list[str]) -> dict[str, list]:
-    """Column -> one value for each of `images`, None where no metadata file names it."""
+def _missing(root: str, rows: dict[str, dict[str, Any]], files: list[str]) -> tuple[str, ...]:
+    """The images that metadata name and that are not there, as sentences; other files that they name are logged."""
+    if others := [name for name in rows if not is_image(name)]:
+        logger.warning("%s: the metadata name %d file(s) that are no images, such as %s; their rows are left out.",
+                       printable(root), len(others), others[0])  # fmt: skip
+    named = (name for name in rows if is_image(name))
+    present = {name.replace(os.sep, "/") for name in files}
+    where = printable(os.path.abspath(root))
+    return tuple(
+        f"{where}/{name}: the metadata name it, and there is no such file" for name in named if name not in present
+    )
+
+
+def _metadata(root: str, files: list[str]) -> dict[str, dict[str, Any]]:
+    """Image, relative to `root` -> its row in a metadata file. SourceError: an image has two rows, a row no image."""
     rows: dict[str, dict[str, Any]] = {}
+    places: dict[str, str] = {}
     for file in files:
         folder, name = os.path.split(file)
         if name not in ("metadata.csv", "metadata.jsonl"):
             continue
         path = os.path.join(root, file)
         for number, row in _table(path):
+            place = f"{printable(path)}, line {number}"
             if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+                raise SourceError(f"{place}: there is no file_name; each row names its image, relative to {name}.")
+            image = os.path.normpath(os.path.join(folder, row.pop("file_name"))).replace(os.sep, "/")
+            if image.startswith(("../", "/")):
+                raise SourceError(f"{place} names {image}, which lies outside of the folder {printable(root)}.")
+            if image in rows:
                 raise SourceError(
-                    f"{path}, line {number}: there is no file_name; each row names its image, relative to {name}."
+                    f"{place} names {image} again, after {places[image]}: give each image one row; several texts of "
+                    "one are a list in a metadata.jsonl."
                 )
-            rows[os.path.normpath(os.path.join(folder, row.pop("file_name"))).replace(os.sep, "/")] = row
+            rows[image], places[image] = row, place
+    return rows
+
+
+def _columns(rows: dict[str, dict[str, Any]], images: list[str]) -> dict[str, list]:
+    """Column -> one value for each of `images`, None where no row names it."""
     names = dict.fromkeys(name for row in rows.values() for name in row if name != "image")
     return {name: [rows.get(image, {}).get(name) for image in images] for name in names}
 
@@ -150,7 +261,7 @@ def _metadata(root: str, files: list[str], images: list[str]) -> dict[str, list]
 def _table(path: str) -> Iterator[tuple[int, Any]]:
     """(line, row) of a .csv or .jsonl file. In a CSV nothing is None, and a column of whole numbers holds ints."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_regular(path, "r", encoding="utf-8-sig", newline="") as file:
             if path.endswith(".jsonl"):
                 for number, line in enumerate(file, start=1):
                     if line.strip():

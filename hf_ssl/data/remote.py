@@ -17,6 +17,7 @@ import pyarrow as pa
 logger = logging.getLogger("hf_ssl.data")
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0)  # seconds before each repetition
+_SECONDS = 30.0  # for one file of the web
 AT_START = 3  # repetitions while a person waits for a run to begin
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 Result = TypeVar("Result")
@@ -95,15 +96,30 @@ def resumed(tables: Callable[[], Iterator[pa.Table]], what: str) -> Iterator[pa.
             attempt += 1
 
 
+def is_of_hub(address: str) -> bool:
+    """Whether it is a file of the Hub, or one in an archive there."""
+    return address.rpartition("::")[2].startswith("hf://")
+
+
 def read(address: str) -> bytes:
-    """A file by its address (hf://, https://, ...). RemoteError where it cannot be read."""
+    """A file by its address (hf://, https://, ...). RemoteError where it cannot be read.
+
+    The Hub, which a whole data set is streamed from, is waited for as `steadily` does; any other address half a minute
+    at a time, twice, so that rows that name dead ones do not hold a run up for long.
+    """
     import fsspec
 
+    options: dict = {}
+    if address.startswith(("http://", "https://")):
+        import aiohttp
+
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=_SECONDS)}
+
     def whole() -> bytes:
-        with fsspec.open(address, "rb") as file:
+        with fsspec.open(address, "rb", **options) as file:
             return file.read()
 
-    return steadily(whole, address)
+    return steadily(whole, address, len(WAITS) if is_of_hub(address) else 1)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

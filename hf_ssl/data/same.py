@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_ssl.data.files import OutsideError, read_starting, resolved
 from hf_ssl.data.local import usual_split
 from hf_ssl.data.shards import table_rows
 from hf_ssl.data.sources import ImageSource
@@ -83,30 +84,31 @@ def _countable(source: ImageSource) -> bool:
 def _sizes(source: ImageSource) -> np.ndarray:
     """(N,) bytes of each picture as it is stored, -1 where it cannot be read."""
     dataset = source.dataset.select_columns(["image"]).with_format("arrow")
-    parts = [_chunk_sizes(table["image"].combine_chunks()) for table in dataset.iter(_CHUNK)]
+    parts = [_chunk_sizes(table["image"].combine_chunks(), source) for table in dataset.iter(_CHUNK)]
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def _chunk_sizes(column: Any) -> np.ndarray:
+def _chunk_sizes(column: Any, source: ImageSource) -> np.ndarray:
     if pa.types.is_struct(column.type) and {"bytes", "path"} <= {kind.name for kind in column.type}:
         sizes = (
             pc.fill_null(pc.binary_length(column.field("bytes")), -1).to_numpy(zero_copy_only=False).astype(np.int64)
         )
         files = np.flatnonzero(sizes < 0)
-        sizes[files] = [_file_size(path) for path in column.field("path").take(pa.array(files)).to_pylist()]
+        named = table_rows(pa.table({"path": column.field("path").take(pa.array(files))}))
+        sizes[files] = [_file_size(source, row["path"]) for row in named]
         return sizes
     pictures = [row["image"] for row in table_rows(pa.table({"image": column}))]
-    return np.array([_file_size(p) if isinstance(p, str) else _length(p) for p in pictures], np.int64)
+    return np.array([_file_size(source, p) if isinstance(p, str) else _length(p) for p in pictures], np.int64)
 
 
 def _length(picture: Any) -> int:
     return -1 if picture is None else len(picture) if isinstance(picture, bytes) else np.asarray(picture).nbytes
 
 
-def _file_size(path: str | None) -> int:
+def _file_size(source: ImageSource, path: str | None) -> int:
     try:
-        return os.path.getsize(path) if path else -1
-    except OSError:
+        return os.path.getsize(resolved(path, source.home, source.outside)) if path else -1
+    except (OSError, OutsideError):
         return -1
 
 
@@ -116,18 +118,17 @@ def _digests(source: ImageSource, rows: np.ndarray) -> list[bytes | None]:
     found: list[bytes | None] = []
     for start in range(0, len(rows), _CHUNK):
         for row in table_rows(dataset[rows[start : start + _CHUNK].tolist()]):
-            content = _bytes(row["image"])
+            content = _bytes(source, row["image"])
             found.append(None if content is None else blake2b(content, digest_size=16).digest())
     return found
 
 
-def _bytes(picture: Any) -> bytes | None:
+def _bytes(source: ImageSource, picture: Any) -> bytes | None:
     if isinstance(picture, dict):
         picture = picture.get("path") if picture.get("bytes") is None else picture["bytes"]
     if isinstance(picture, str):
         try:
-            with open(picture, "rb") as file:
-                return file.read()
-        except OSError:
+            return read_starting(resolved(picture, source.home, source.outside), b"")
+        except (OSError, OutsideError):
             return None
     return picture if isinstance(picture, bytes) else None if picture is None else np.asarray(picture).tobytes()

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_ssl.data import local, remote
-from hf_ssl.data.captions import Captions, find_captions
+from hf_ssl.data.captions import Captions, FileCaptions, find_captions
 from hf_ssl.data.decode import BadImageError, decode_image
+from hf_ssl.data.files import Home, OutsideError, local_path, printable, resolved
 from hf_ssl.data.shards import DatasetShards, ParquetShards, SourceError
+from hf_ssl.data.tars import TarShards, open_tars
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 BUILT_IN = ("emoji", "emoji:placed", "fashion-mnist")
 ACCEPTED = (
-    f"one of {', '.join(BUILT_IN)}; a folder of images; a .parquet or .tar (webdataset) file, glob or folder of them; "
+    f"one of {', '.join(BUILT_IN)}; a folder or glob of images; a .parquet or .tar (webdataset) file, glob or folder; "
     "a Hub dataset owner/name or owner/name:config; or a dataset of the `datasets` library"
 )
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
@@ -63,6 +65,10 @@ class ImageSource:
     caption_column: str | None = None
     texts: Captions | None = None  # how captions are read; by default as they stand in `caption_column`
     part: Part | None = field(default=None, repr=False)  # of which whole these rows are, where that was settled
+    missing: tuple[str, ...] = field(default=(), repr=False)  # "where: reason" of images promised and not there
+    home: Home | None = None  # where its rows' files may lie; None: on this machine, or on the Hub
+    said: set[str] = field(default_factory=set, repr=False, compare=False)  # broken images that were logged
+    outside: bool = False  # whether rows may name other files, and addresses on the web
 
     def __post_init__(self) -> None:
         if self.texts is None and self.caption_column is not None:
@@ -92,10 +98,22 @@ class ImageSource:
 
     def decode(self, row: dict) -> np.ndarray:
         """The row's picture, (H, W, channels) uint8, or (H, W, 4) with `keep_alpha`; else BadImageError."""
-        value = row["image"]
+        value = self.content(row)
         if isinstance(value, list):
             value = np.asarray(value, dtype=self.dtype)
         return decode_image(value, self.channels, self.where(row), self.keep_alpha)
+
+    def content(self, row: dict) -> Any:
+        """What the row holds as its image, a path as one that may be opened. BadImageError: it may not."""
+        value = row["image"]
+        path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
+        return self._allowed(path, row) if isinstance(path, str) else value
+
+    def _allowed(self, path: str, row: dict) -> str:
+        try:
+            return resolved(path, self.home, self.outside)
+        except OutsideError as error:
+            raise BadImageError(self.where(row), str(error)) from error
 
     def image(self, row: dict, index: int) -> np.ndarray:
         """The evaluation picture (H, W, channels): decoded and rendered, seeded by the row's number."""
@@ -124,14 +142,21 @@ class ImageSource:
     def captions(self, row: dict) -> list[str]:
         """All texts of a row, the canonical one first. BadImageError: it has none; SourceError: no row has any."""
         how = self.require_captions()
-        if not (texts := how.texts(row)):
+        if not (texts := how.texts(self._located(row, how))):
             raise BadImageError(self.where(row), f"the row has no caption ({how.name} is empty)")
         return texts
 
     def caption(self, row: dict, rng: np.random.Generator) -> str:
         """One text of the row for training, drawn by `rng`; errors as `captions`."""
         self.captions(row)
-        return self.require_captions().draw(row, rng)
+        how = self.require_captions()
+        return how.draw(self._located(row, how), rng)
+
+    def _located(self, row: dict, how: Captions) -> dict:
+        """The row, with a path to the file of its texts that may be opened."""
+        if not isinstance(how, FileCaptions) or not row.get(how.column):
+            return row
+        return {**row, how.column: self._allowed(row[how.column], row)}
 
     def number(self, index: int | None) -> int | None:
         """The number in the whole dataset of the row at position `index` of this source."""
@@ -143,6 +168,7 @@ class ImageSource:
         """What a message calls this row: its file if it is one, else its number and the name stored with it."""
         value, index = row["image"], row["_row"] if "_row" in row else self.number(row.get("_index"))
         path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
+        path = path and printable(local_path(path))
         if path and (not isinstance(value, dict) or value.get("bytes") is None):
             return path
         place = self.name
@@ -159,12 +185,14 @@ def load_source(
     label_column: str | None = None,
     channels: int | None = None,
     caption_column: str | None = None,
+    allow_outside_files: bool = False,
 ) -> ImageSource:
     """Find the images that `spec` names, without decoding any.
 
     Args:
         spec: `emoji`, `emoji:placed`, `fashion-mnist`, a folder, a parquet or webdataset file, glob or folder, a Hub
-            id `owner/name[:config]`, or a dataset of the `datasets` library. What exists on disk comes before the Hub.
+            id `owner/name[:config]`, or a dataset of the `datasets` library. A glob of images or of their folders
+            is a folder of those images. What exists on disk comes before the Hub.
         split: train, validation, test or any name the source has. A source without splits is all `train`.
         streaming: read shards as they come; otherwise, and for built-in sets and folders, any row can be asked for.
         image_column, label_column: their names, where they cannot be told from the columns' types and names.
@@ -172,13 +200,15 @@ def load_source(
         caption_column: the texts: strings or lists of strings; "column.field" for a field of a column of records. By
             default the first column called caption, text, txt, sentence, description or alt (or their plurals). In
             folders `<image>.txt` beside an image holds its texts, one a line, or a metadata.csv or .jsonl does.
+        allow_outside_files: let rows name files outside of the folder of their shards, and addresses on the web.
+            Otherwise such a row is a broken image; links in a folder are followed, wherever they lead.
 
     Raises:
         SourceError: nothing that can be read, no such split, or no such column; says what there is.
     """
     if hasattr(spec, "column_names"):
         name = getattr(getattr(spec, "info", None), "dataset_name", None) or "the dataset given"
-        source = _from_dataset(name, spec, str(getattr(spec, "split", None) or split), image_column, [])
+        source = _from_dataset(name, spec, str(getattr(spec, "split", None) or split), image_column, None)
         return _finish(source, label_column, caption_column, channels)
     if not isinstance(spec, (str, os.PathLike)):
         raise SourceError(f"A {type(spec).__name__} is no dataset that is known here. Give {ACCEPTED}.")
@@ -190,8 +220,10 @@ def load_source(
         dataset, split = local.fashion_mnist(split)
         source = ImageSource(spec, dataset, split, ("label",), channels=1)
     else:
-        dataset, split, parquet = _open(spec, path, split, streaming)
-        source = _from_dataset(spec, dataset, split, image_column, parquet)
+        found = _open(spec, path, split, streaming)
+        source = _from_dataset(printable(spec), found.dataset, found.split, image_column, found.shards)
+        source.missing, source.home = found.missing, found.home
+    source.outside = allow_outside_files
     return _finish(source, label_column, caption_column, channels)
 
 
@@ -206,26 +238,51 @@ def _finish(
     return source
 
 
-def _open(spec: str, path: str, split: str, streaming: bool) -> tuple[Any, str, list[str]]:
-    """The dataset a path or Hub id names, its split's name, and its parquet files where those are local."""
+@dataclass(frozen=True)
+class _Opened:
+    """What a name stands for. shards: the reader of local shards; missing: see `ImageSource`; home: of its rows."""
+
+    dataset: Any
+    split: str
+    shards: Any = None
+    missing: tuple[str, ...] = ()
+    home: Home | None = None
+
+
+def _open(spec: str, path: str, split: str, streaming: bool) -> _Opened:
+    """The dataset that a path or a Hub id names."""
     if os.path.isdir(path):
-        names = local.walk(path)
-        if any(local.is_image(name) for name in names):
-            return local.image_folder(spec, path, names, split), split, []
-        for extension in (".parquet", ".tar"):
-            if files := [os.path.join(path, name) for name in names if name.endswith(extension)]:
-                return _shard_files(spec, files, split, streaming)
-        kinds = sorted({os.path.splitext(name)[1] or "no extension" for name in names})
-        found = f"files with {', '.join(kinds[:8])}" if kinds else "no file at all"
-        raise SourceError(f"The folder {spec} holds no image and no .parquet or .tar file; it holds {found}.")
-    if path.endswith((".parquet", ".tar")) or glob.has_magic(path):
-        return _shard_files(spec, sorted(glob.glob(path, recursive=True)), split, streaming)
+        return _open_folder(spec, path, split, streaming)
+    if glob.has_magic(path) and not os.path.exists(path):
+        root, names = local.matching(path)
+        local.check_one_kind(spec, names)
+        if images := [name for name in names if local.is_image(name)]:
+            files = [*images, *local.beside(root, images)]
+            return _Opened(local.image_folder(spec, root, files, split, whole=False)[0], split)
+        return _open_shards(spec, [os.path.join(root, name) for name in names], split, streaming)
+    if local.shard_kind(path) in (".parquet", ".tar"):
+        return _open_shards(spec, [path] if os.path.exists(path) else [], split, streaming)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+(:[\w.-]+)?", spec) and not os.path.exists(path):
-        return _hub(spec, split, streaming)
+        return _open_hub(spec, split, streaming)
     near = difflib.get_close_matches(spec.lower(), BUILT_IN, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     what = "is a file of a kind that is not read here" if os.path.exists(path) else "is no dataset that is known here"
-    raise SourceError(f"{spec!r} {what}.{hint} Give {ACCEPTED}.")
+    raise SourceError(f"{printable(spec)!r} {what}.{hint} Give {ACCEPTED}.")
+
+
+def _open_folder(spec: str, path: str, split: str, streaming: bool) -> _Opened:
+    names = local.walk(path)
+    local.check_one_kind(spec, names)
+    if any(local.is_image(name) for name in names):
+        dataset, missing = local.image_folder(spec, path, names, split)
+        return _Opened(dataset, split, missing=missing)
+    if files := [os.path.join(path, name) for name in names if local.shard_kind(name) in (".parquet", ".tar")]:
+        return _open_shards(spec, files, split, streaming)
+    kinds = sorted({os.path.splitext(name)[1] or "no extension" for name in names})
+    found = f"files with {', '.join(kinds[:8])}" if kinds else "no file at all"
+    raise SourceError(
+        f"The folder {printable(spec)} holds no image and no .parquet or .tar file; it holds {printable(found)}."
+    )
 
 
 def _emoji(spec: str, split: str) -> ImageSource:
@@ -245,25 +302,35 @@ def _centre(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return centre(rgba)
 
 
-def _shard_files(spec: str, files: list[str], split: str, streaming: bool) -> tuple[Any, str, list[str]]:
+def _open_shards(spec: str, files: list[str], split: str, streaming: bool) -> _Opened:
     import datasets
 
-    kinds = {os.path.splitext(file)[1] for file in files}
+    kinds = {local.shard_kind(file) for file in files}
     if kinds not in ({".parquet"}, {".tar"}):
         found = f"matches files with {', '.join(sorted(kinds))}" if files else "matches no file"
-        raise SourceError(f"{spec} {found}; give .parquet files or .tar files.")
+        raise SourceError(f"{printable(spec)} {found}; give .parquet files or .tar files, or images.")
     files, split = local.shard_files(spec, files, split)
-    builder = "parquet" if kinds == {".parquet"} else "webdataset"
-    if builder == "parquet":
-        ParquetShards(files)  # the builder's own error does not name the file that is broken
     try:
-        dataset = datasets.load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming)
+        if kinds == {".tar"}:
+            dataset, features = open_tars(files, streaming)
+            return _Opened(dataset, split, TarShards(dataset, files, features) if streaming else None)
+        absolute = [os.path.abspath(file) for file in files]
+        shards = ParquetShards(absolute)  # the builder's own error does not name the file that is broken
+        if not shards.columns:
+            raise SourceError(f"{printable(spec)} holds no rows.")
+        with_rows = {"train": list(shards.columns)}
+        dataset = datasets.load_dataset("parquet", data_files=with_rows, split="train", streaming=streaming)
+    except SourceError:
+        raise
     except Exception as error:
-        raise SourceError(f"{spec} cannot be read: {_cause(error)}") from error
-    return dataset, split, files if builder == "parquet" else []
+        if isinstance(error.__cause__, SourceError):  # out of `datasets`' hands
+            raise error.__cause__ from None
+        words = f"{odd}." if kinds == {".parquet"} and (odd := shards.odd_one()) else _cause(error)
+        raise SourceError(f"{printable(spec)} cannot be read: {words}") from error
+    return _Opened(dataset, split, shards, home=Home((os.path.commonpath([os.path.dirname(f) for f in absolute]),)))
 
 
-def _hub(spec: str, split: str, streaming: bool) -> tuple[Any, str, list[str]]:
+def _open_hub(spec: str, split: str, streaming: bool) -> _Opened:
     import datasets
 
     repo, _, config = spec.partition(":")
@@ -274,7 +341,7 @@ def _hub(spec: str, split: str, streaming: bool) -> tuple[Any, str, list[str]]:
         dataset = remote.steadily(
             lambda: datasets.load_dataset(repo, config or None, **options), spec, remote.AT_START
         )
-        return dataset, split, []
+        return _Opened(dataset, split, home=Home(_caches(), repo))
     except SourceError:
         raise
     except Exception as error:
@@ -292,7 +359,7 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300]}{'' if text.endswith('.') else '.'}"
 
 
-def _from_dataset(spec: str, dataset: Any, split: str, image_column: str | None, parquet: list[str]) -> ImageSource:
+def _from_dataset(spec: str, dataset: Any, split: str, image_column: str | None, shards: Any) -> ImageSource:
     """Find the image column, leave images undecoded, and call it `image`."""
     import datasets
 
@@ -307,12 +374,25 @@ def _from_dataset(spec: str, dataset: Any, split: str, image_column: str | None,
         dataset = dataset.remove_columns("image") if "image" in features else dataset
         dataset = dataset.rename_column(name, "image")
     source = ImageSource(spec, dataset, split)
-    if parquet and source.is_stream:
-        source.shards = ParquetShards(parquet, name)
+    if shards:
+        shards.use(name)
+        if source.is_stream:
+            source.shards = shards
+        elif len(dataset) != sum(shards.lengths):
+            raise SourceError(f"{spec} has {sum(shards.lengths):,} rows, of which {len(dataset):,} were read.")
     shape, source.dtype = _array_type(features[name])
     if shape is not None or source.dtype is not None:
         source.channels = _channels(shape or np.asarray(_first(source)).shape)
     return source
+
+
+def _caches() -> tuple[str, ...]:
+    """Where files of the Hub lie on this machine."""
+    import datasets
+    import huggingface_hub.constants as hub
+
+    folders = (hub.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    return tuple(os.path.abspath(os.path.expanduser(folder)) for folder in folders)
 
 
 def _features(source: ImageSource) -> dict[str, Any]:

@@ -192,6 +192,8 @@ class _Pass:
                 continue
             begin = position
             for table in self.shards.tables(shard, columns):
+                if "image" not in table.column_names:
+                    raise SourceError(f"{self.shards.name(shard)} has no column with images.")
                 count = table.num_rows
                 picked = range(wanted - position, count, self.step)
                 if len(picked) < count:
@@ -201,4 +203,13 @@ class _Pass:
                     yield row
                 wanted += len(picked) * self.step
                 position += count
-            self.lengths[shard] = position - begin
+            self._compare(shard, position - begin)
+
+    def _compare(self, shard: int, read: int) -> None:
+        """SourceError where a shard gave another number of rows than it promised, or than it gave before."""
+        promised = self.lengths.setdefault(shard, read)
+        if read != promised:
+            raise SourceError(
+                f"{self.shards.name(shard)} gave {read:,} rows where {promised:,} are promised: was it changed while "
+                "it was read, or damaged? Put the whole one back, then go on from the checkpoint."
+            )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ssl.data.classes import declared_names, names_of
+from hf_ssl.data.files import local_path, printable
 from hf_ssl.data.same import same_data
 from hf_ssl.documents import DocumentError, read_json
 from hf_ssl.evaluation.evaluate import EMOJI_PAIRING
@@ -108,6 +109,7 @@ class Run:
         columns: dict[str, Any] = (
             {} if dataset else {key: arguments.get(key) for key in ("image_column", "label_column")}
         )
+        columns["allow_outside_files"] = bool(arguments.get("allow_outside_files"))
         try:
             return load_source(name, split="test", **columns)
         except SourceError:
@@ -236,7 +238,7 @@ def name_of(row: dict, source: ImageSource, number: int) -> str:
     named = next((row[column] for column in _NAME_COLUMNS if isinstance(row.get(column), str) and row[column]), None)
     image = row.get("image")
     path = image.get("path") if isinstance(image, dict) else image if isinstance(image, str) else None
-    return named or (Path(path).name if path else f"picture {number}")
+    return named or (printable(Path(local_path(path)).name) if path else f"picture {number}")
 
 
 def _label_names(source: ImageSource, column: str, values: list) -> list[str | None]:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from hf_ssl.data import workers
 from hf_ssl.data.classes import declared_names
+from hf_ssl.data.shards import table_rows
 from hf_ssl.evaluation.knn import as_features
 from hf_ssl.evaluation.natives import image_features, image_processor
 from hf_ssl.loading import load_pretrained
@@ -259,7 +260,9 @@ class Collect:
             for name, value in zip(self.columns, values, strict=True):
                 self.labels[name].append(value)
         for sentence in skipped:
-            logger.warning("Skipped a picture: %s", sentence)
+            if sentence not in self.source.said:
+                self.source.said.add(sentence)
+                logger.warning("image left out: %s", sentence)
         self.skipped += skipped
 
     def finish(self, outputs: Tensor, what: str) -> Features:
@@ -289,7 +292,10 @@ class _Rows(torch.utils.data.Dataset):
 
     def __getitems__(self, batch: list[int]) -> list[tuple[int, dict]]:
         positions = [int(self.positions[i]) for i in batch]
-        columns = self.dataset[positions]
+        try:
+            columns = self.dataset[positions]
+        except UnicodeDecodeError:  # a text that is not UTF-8, such as a path
+            return list(zip(positions, table_rows(self.dataset.with_format("arrow")[positions])))
         return [(p, {name: values[i] for name, values in columns.items()}) for i, p in enumerate(positions)]
 
 

@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hf_ssl.data.files import printable
 from hf_ssl.evaluation import charts, classifier_panels, panels, pictures, text_panels
 from hf_ssl.evaluation.album import Album, Missing, NotApplicable, Run, load_album
 from hf_ssl.evaluation.charts import number
@@ -88,7 +89,7 @@ def write_report(
     template = string.Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     path = report.run.folder / "report.html"
     title = escape(f"{_method(report)[0]} on {_dataset(report)}")
-    path.write_text(template.substitute(title=title, body="\n".join(filter(None, parts))), encoding="utf-8")
+    path.write_text(printable(template.substitute(title=title, body="\n".join(filter(None, parts)))), encoding="utf-8")
     return path
 
 

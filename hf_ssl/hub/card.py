@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from .. import backbones
+from ..data.files import printable_record
 from ..evaluation.report_table import heading
 from ..modeling import Paper, SSLModel
 from .privacy import scrub, scrub_command
@@ -113,6 +114,7 @@ def model_card(
     """
     from ..evaluation import markdown_table
 
+    run = printable_record(run)
     paper: Paper = model.paper
     words = _FAMILIES.get(paper.family, _BACKBONE)
     native, side = model.export_backbone, _side(model)

@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..data.files import open_regular
+
 # Structure of a state dict; torch's own list is longer and holds bytearray and codecs, which allocate at will.
 _HARMLESS = {
     "collections.OrderedDict", "argparse.Namespace", "torch.Size", "torch.device", "torch._utils._rebuild_tensor",
@@ -54,7 +56,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(10)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None

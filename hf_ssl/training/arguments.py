@@ -15,7 +15,7 @@ SCHEDULES = ("cosine_7_16", "cosine_with_min_lr")  # shapes of ``schedules.LEARN
 
 @dataclass
 class DataArguments:
-    """Where images come from. A spec: emoji, emoji:placed, fashion-mnist, a folder, *.parquet, *.tar or a Hub id."""
+    """Where images come from: emoji, emoji:placed, fashion-mnist, a folder, *.png, *.parquet, *.tar or a Hub id."""
 
     dataset: str = field(default="emoji", metadata={"help": "Images to train on."})
     split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -30,6 +30,9 @@ class DataArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "Column with the image; found if not given."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the label; found if not given."})
+    allow_outside_files: bool = field(
+        default=False, metadata={"help": "Let rows name files outside of their data set, and web addresses."}
+    )
     validation_split: str | None = field(
         default=None,
         metadata={"help": "Split to evaluate on while training and to choose a checkpoint; default: eval_split."},

@@ -137,6 +137,7 @@ class SSLTrainer(CheckpointingTrainer):
         )
         batches.ended = lambda: self.terminated
         batches.ledger.load_state_dict(self.ledger.state_dict())
+        batches.ledger.silent = args.process_index > 0  # `skipped_images` says what the others met
         self.ledger = batches.ledger
         self._loader = EpochLoader(batches)
         return self._loader
@@ -202,7 +203,9 @@ class SSLTrainer(CheckpointingTrainer):
     def _sample(self) -> dict[str, Any]:
         """A batch from a loader of its own: the run's stream, ledger and random numbers do not notice."""
         size = max(min(self._train_batch_size, precision.ROWS), self.method.fewest_images()[0], 2)
-        return next(iter(self._build_loader(size, rank=0, world_size=1, num_workers=0, shuffle_buffer=1)))
+        loader = self._build_loader(size, rank=0, world_size=1, num_workers=0, shuffle_buffer=1)
+        loader.ledger.silent = True
+        return next(iter(loader))
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """Accelerate's own where bf16 was stated from the start; this one where it was measured or restored."""
@@ -432,6 +435,8 @@ class SSLTrainer(CheckpointingTrainer):
     def skipped_images(self) -> dict[str, Any]:
         """{"count": images left out by all ranks, "names": "file or row: reason"}. Every rank must call it."""
         merged = self.merged_ledger()
+        if self.args.process_index == 0:
+            self.ledger.update([name for name in merged.names if name not in self.ledger.names], 0)
         return {"count": merged.distinct, "names": merged.names}
 
     def merged_ledger(self) -> BadImageLedger:

@@ -210,6 +210,18 @@ def test_broken_images_are_replaced_named_and_logged_once(make, caplog):
     assert torch.equal(again["id"], first["id"])
 
 
+def test_images_that_are_promised_and_missing_count_as_broken(make):
+    source = picture_source([make.png(i) for i in range(8)])
+    source.missing = ("gone.png: the metadata name it, and there is no such file",)
+    loader = build_dataloader(source, Views(), BATCH)
+    take(loader, 1)
+    loader.ledger.load_state_dict({"seen": 0, "skipped": 0, "names": []})
+    take(loader, 1)  # a run that goes on names them as well
+    assert loader.ledger.names == list(source.missing)
+    with pytest.raises(TooManyBadImages, match=r"more than 1.00% of 8"):
+        loader.ledger.check(0.01)
+
+
 def test_a_batch_of_broken_images_only(make):
     rows = [
         {"image": {"bytes": data, "path": None}, "_epoch": 0, "_index": i}

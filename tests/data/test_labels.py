@@ -245,6 +245,18 @@ def test_bad_ids_are_named_by_file_line_and_value(source_of, tmp_path):
         draw_labeled(table([0, -1]), ids=[0, 1])
 
 
+def test_a_declared_class_without_rows_gets_advice_that_helps():
+    features = datasets.Features(image=datasets.Value("int64"), label=datasets.ClassLabel(names=["a", "b", "c"]))
+    rows = datasets.Dataset.from_dict({"image": [0] * 6, "label": [0, 0, 0, 2, 2, 2]}, features=features)
+    source = ImageSource("declared", rows, labels=("label",))
+    with pytest.raises(
+        SourceError, match=r"0 labelled row.* of class .b., .*declared and has no row: ask for a fraction"
+    ):
+        draw_labeled(source, per_class=1)
+    _, record = draw_labeled(source, fraction=0.5)  # the advice
+    assert record.names == ("a", "b", "c") and set(record.labels) == {0, 2}
+
+
 def test_what_cannot_be_drawn_says_why(source_of):
     two = table(["a"] * 9 + ["b"] * 2 + ["c"])
     for options, message in (

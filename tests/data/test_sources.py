@@ -1,5 +1,7 @@
 """Each kind of dataset opens by one name, undecoded, with labels and splits; what cannot says what is there."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_ssl.data import BadImageError, SourceError, load_source
+from hf_ssl.data.files import Home, OutsideError, resolved
 from hf_ssl.data.local import FASHION_MNIST
 from hf_ssl.data.stream import RowStream
 
@@ -174,6 +177,163 @@ def test_array_columns_of_13_bands(tmp_path, streaming, kind):
     rows = list(source.dataset) + [row for _, row in zip(range(2), RowStream(source, 1, shuffle=False))]
     for row, wanted in zip(rows, [*bands, *bands]):
         np.testing.assert_array_equal(source.decode(row), (wanted.astype(int) + 128) // 257)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("others", [["other"], ["other", "image"]])
+def test_a_shard_without_the_images_is_an_error(make, tmp_path, others, streaming):
+    """20 of 40 rows were read as nothing, or as 20 broken images."""
+    make.write_parquet(tmp_path / "a.parquet", range(20), **({"other": [1] * 20} if "image" in others else {}))
+    pq.write_table(pa.table({"other": list(range(20))}), tmp_path / "b.parquet")
+    with pytest.raises(
+        SourceError, match=r"b.parquet has (no column 'image'|the columns other, and .*a.parquet has image)"
+    ):
+        load_source(str(tmp_path), streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_shards_in_another_order_with_gaps_or_without_rows(make, tmp_path, streaming, caplog):
+    make.write_parquet(tmp_path / "a.parquet", range(4), label=[1] * 4, weight=[2] * 4)
+    turned = pq.read_table(tmp_path / "a.parquet").select(["weight", "image"])
+    pq.write_table(turned, tmp_path / "b.parquet")
+    pq.write_table(turned.slice(0, 0), tmp_path / "c.parquet")
+    source = load_source(str(tmp_path), streaming=streaming)
+    assert "b.parquet has no column 'label', which other files have: its rows hold nothing there" in caplog.text
+    rows = [row for _, row in zip(range(8), RowStream(source, 8, shuffle=False, columns=("label", "weight")))]
+    assert [int(source.decode(row)[0, 0, 0]) for row in rows] == [*range(4)] * 2 and len(source) == 8
+    assert [row["label"] for row in rows] == [1] * 4 + [None] * 4 and {row["weight"] for row in rows} == {2}
+    (tmp_path / "a.parquet").unlink()
+    (tmp_path / "b.parquet").unlink()
+    with pytest.raises(SourceError, match="holds no rows"):
+        load_source(str(tmp_path), streaming=streaming)
+
+
+def test_a_folder_of_two_kinds_of_data_asks_which(make, tmp_path):
+    make.write(tmp_path / "a.png", make.png(1))
+    make.write_parquet(tmp_path / "b.parquet", [2])
+    with pytest.raises(SourceError, match=r"holds 1 image file\(s\) and 1 .parquet file\(s\), and one kind is read"):
+        load_source(str(tmp_path))
+    assert reds(load_source(str(tmp_path / "*.png"))) == [1] and reds(load_source(str(tmp_path / "*.parquet"))) == [2]
+
+
+def test_images_that_metadata_promise_are_counted_where_they_are_missing(make, tmp_path, caplog):
+    for name in ("a.png", "deep/b.png"):
+        make.write(tmp_path / name, make.png(1))
+    lines = ["file_name,words", "a.png,x", "gone.png,y", "deep/gone.jpg,y", "notes.pdf,z"]
+    make.write(tmp_path / "metadata.csv", "\n".join(lines).encode())
+    source = load_source(str(tmp_path))
+    assert source.missing == tuple(
+        f"{tmp_path}/{name}: the metadata name it, and there is no such file" for name in ("gone.png", "deep/gone.jpg")
+    )
+    assert "the metadata name 1 file(s) that are no images, such as notes.pdf" in caplog.text
+    for wrong, words in (("a.png,again", "line 6 names a.png again"), ("../b.png,x", "outside of the folder")):
+        make.write(tmp_path / "metadata.csv", "\n".join([*lines, wrong]).encode())
+        with pytest.raises(SourceError, match=words):
+            load_source(str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(make, tmp_path, monkeypatch):
+    make.write(tmp_path / "a.png", make.png(1))
+    make.write(tmp_path / "locked" / "b.png", make.png(2))
+    (tmp_path / "locked").chmod(0)
+    if os.geteuid() == 0:  # whom no mode stops
+        monkeypatch.setattr(
+            "os.scandir", lambda path, scan=os.scandir: scan(path) if "locked" not in path else denied(path)
+        )
+    try:
+        with pytest.raises(SourceError, match=r"The folder .*locked cannot be read \(Permission denied\)"):
+            load_source(str(tmp_path))
+    finally:
+        (tmp_path / "locked").chmod(0o700)
+
+
+def denied(path):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+
+def test_a_folder_that_is_linked_twice_is_read_once_and_said(make, tmp_path, caplog):
+    make.write(tmp_path / "z" / "a.png", make.png(1))
+    (tmp_path / "b").symlink_to("z")
+    (tmp_path / "z" / "circle").symlink_to(tmp_path)
+    source = load_source(str(tmp_path))
+    assert [row["image"]["path"] for row in source.dataset] == [f"{tmp_path}/z/a.png"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/b is a link to {tmp_path}/z, which is read already: it is left out."
+    ]
+
+
+def test_a_glob_of_images_is_a_folder_of_them(make, tmp_path, monkeypatch):
+    for i, name in enumerate(["dog/a.png", "cat/b.png", "cat/c.jpg", "cat/deep/d.png", "cat/.e.png", "cow/f.PNG"]):
+        make.write(tmp_path / name, make.png(i))
+    make.write(tmp_path / "cat" / "b.txt", b"a cat")
+    make.write(tmp_path / "metadata.csv", b"file_name,weight\ndog/a.png,7\nnone.png,8\n")
+    (tmp_path / "cat" / "loop").symlink_to(tmp_path)
+    (tmp_path / "dog" / "loop").symlink_to(tmp_path)
+
+    def found(pattern):
+        source = load_source(str(tmp_path / pattern))
+        return [row["image"]["path"].removeprefix(f"{tmp_path}/") for row in source.dataset], source
+
+    names, source = found("*/*.png")
+    assert names == ["cat/b.png", "dog/a.png"] and source.missing == ()
+    assert source.dataset.features["label"].names == ["cat", "dog"] and source.dataset["weight"][:] == [None, 7]
+    assert source.captions(source.dataset[0]) == ["a cat"]
+    assert found("cat/*.png")[0] == ["cat/b.png"]
+    assert found("**/*.png")[0] == ["cat/b.png", "cat/deep/d.png", "dog/a.png"]
+    assert found("**")[0] == ["cat/b.png", "cat/c.jpg", "cat/deep/d.png", "cow/f.PNG", "dog/a.png"]
+    names, source = found("[cd]o*")  # folders
+    assert names == ["cow/f.PNG", "dog/a.png"] and source.dataset.features["label"].names == ["cow", "dog"]
+    monkeypatch.chdir(tmp_path)
+    assert len(load_source("*/*.png")) == 2 and len(load_source("**/*.jpg")) == 1
+    make.write(tmp_path / "[x]" / "a.png", make.png(1))
+    assert len(load_source(str(tmp_path / "[x]"))) == 1  # a folder of that name
+    with pytest.raises(SourceError, match=r"matches no file; give .parquet files or .tar files, or images"):
+        load_source(str(tmp_path / "*.gif"))
+
+
+OUTSIDE = "outside of its data set"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_name_files_of_their_own_data_set(make, tmp_path, streaming, monkeypatch):
+    """Relative to the shards or whole paths below them; nothing else, and no address, before it is allowed."""
+    monkeypatch.setattr("hf_ssl.data.remote.read", lambda address: make.png(9))
+    inside = make.write(tmp_path / "set" / "images" / "a.png", make.png(1))
+    outside = make.write(tmp_path / "b.png", make.png(2))
+    (inside.parent / "link.png").symlink_to(outside)
+    paths = ["images/a.png", str(inside), "images/link.png", str(outside), "../b.png", "images/../../b.png"]
+    paths += ["https://localhost:1/a.png", "hf://datasets/a/b/c.png", f"zip://a.png::{outside}", "s3://bucket/a.png"]
+    pq.write_table(pa.table({"image": [{"bytes": None, "path": p} for p in paths]}), tmp_path / "set" / "a.parquet")
+
+    def outcome(source, row):
+        try:
+            return int(source.decode(row)[0, 0, 0])
+        except BadImageError as error:
+            return OUTSIDE if OUTSIDE in str(error) else str(error)
+
+    source = load_source(str(tmp_path / "set" / "*.parquet"), streaming=streaming)
+    rows = [row for _, row in zip(paths, RowStream(source, len(paths), shuffle=False))]
+    assert [outcome(source, row) for row in rows] == [1, 1, 2] + [OUTSIDE] * 7
+    source = load_source(str(tmp_path / "set" / "*.parquet"), streaming=streaming, allow_outside_files=True)
+    assert [outcome(source, row) for row in rows] == [1, 1, 2, 2, 2, 2, 9, 9, 9, 9]
+
+
+def test_rows_of_the_hub_name_files_of_their_repo(make):
+    home = Home(("/cache/hub",), "owner/name")
+    for path in (
+        "hf://datasets/owner/name@main/a.png",
+        "hf://datasets/owner/name/a.png",
+        "zip://a.png::hf://datasets/owner/name@main/a.zip",
+        "/cache/hub/blobs/a",
+    ):
+        assert resolved(path, home) == path
+    for path in ("hf://datasets/owner/names/a.png", "hf://owner/name/a.png", "/etc/a.png", "/cache/hub/../a.png"):
+        with pytest.raises(OutsideError, match=OUTSIDE):
+            resolved(path, home)
+    assert resolved("/anywhere/a.png", None) == "/anywhere/a.png"  # a dataset that the program made
+    assert resolved("hf://datasets/any/repo/a.png", None)
+    with pytest.raises(OutsideError, match=OUTSIDE):
+        resolved("http://localhost/a.png", None)
 
 
 def test_channels_can_be_asked_for(make, tmp_path):

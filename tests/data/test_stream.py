@@ -8,6 +8,7 @@ import time
 from functools import cache
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -180,6 +181,41 @@ def test_what_cannot_work_says_so(source_of, tmp_path):
     nothing = datasets.IterableDataset.from_generator(lambda: iter(()))
     with pytest.raises(SourceError, match="holds no rows"):
         next(iter(RowStream(ImageSource("nothing", nothing, "train"), 4)))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("start", [0, 6])
+def test_a_shard_that_gives_fewer_rows_than_it_promised_is_an_error(make, tmp_path, rank, start):
+    """Rewritten while it is read: each reader of it notices at the end of its pass, resumed or not."""
+    for i in range(2):
+        make.write_parquet(tmp_path / f"{i}.parquet", range(i * 8, i * 8 + 8))
+    source = load_source(str(tmp_path), streaming=True)
+    for file in tmp_path.glob("*.parquet"):
+        pq.write_table(pq.read_table(file).slice(0, 6), file, row_group_size=3)
+    rows = iter(RowStream(source, 1, rank, 2, shuffle=False, start_batch=start, columns=()))
+    with pytest.raises(SourceError, match=r"\d.parquet, row group \d gave 3 rows where 4 are promised"):
+        list(itertools.islice(rows, 20))
+
+
+def test_a_stream_that_gives_fewer_rows_than_before_is_an_error():
+    passes = itertools.count()
+
+    def rows():
+        yield from ({"image": i} for i in range(5 - next(passes)))
+
+    stream = RowStream(ImageSource("shrinking", datasets.IterableDataset.from_generator(rows)), 1, shuffle=False)
+    with pytest.raises(SourceError, match="shard 0 gave 4 rows where 5 are promised"):
+        list(itertools.islice(stream, 20))
+
+
+def test_a_shard_that_cannot_be_read_is_a_sentence():
+    def rows():
+        yield {"image": 1}
+        raise ValueError("no such thing")
+
+    stream = RowStream(ImageSource("odd", datasets.IterableDataset.from_generator(rows)), 1, shuffle=False)
+    with pytest.raises(SourceError, match="shard 0 cannot be read: ValueError: no such thing"):
+        list(itertools.islice(stream, 2))
 
 
 _PASSES = """

@@ -1,5 +1,6 @@
 """What ``hf-ssl convert`` refuses, each in one sentence, with nothing left behind."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,9 @@ def test_the_command_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFi
 def test_every_method_of_the_table_is_known_or_has_a_paper() -> None:
     for name, entry in OFFICIAL.items():
         assert name in METHODS or name == "backbone" or (entry.title and entry.arxiv), name
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, capsys) -> None:
+    os.mkfifo(tmp_path / "a.pth")
+    assert main(["convert", str(tmp_path / "a.pth"), "--output", str(tmp_path / "out")]) == 1
+    assert "a.pth cannot be read: a pipe, not a regular file" in capsys.readouterr().err
