@@ -46,7 +46,13 @@ EVALUATE = (
     Flag(
         "knn_precision", ("str",), "fp32", "bf16: faster on CPUs, neighbours nearly exact.", choices=("fp32", "bf16")
     ),
-    Flag("prompts", ("str",), None, "Texts for zero_shot: a YAML or JSON file, or simple.", optional=True),
+    Flag(
+        "prompts",
+        ("str",),
+        None,
+        "Texts for zero_shot: simple, or a file such as {templates: ['a photo of a {}'], classes: {cat: [cat, kitten]}}.",
+        optional=True,
+    ),
     Flag("seed", ("int",), 0, "Of the untrained twin and the probe.", limits="[0, 4294967295]"),
     Flag("json", ("str",), None, "Write the rows to this file, all figures.", optional=True),
 )

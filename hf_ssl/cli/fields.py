@@ -19,7 +19,8 @@ from ..methods import METHODS
 _PACKAGE = Path(__file__).resolve().parent.parent
 UNKNOWN = object()  # a default that only running the code would tell
 _BUILT_IN = ("bool", "int", "float", "str", "list", "dict")
-_ORDER = ("bool", "int", "float", "pair", "list", "dict", "json", "str")  # in which a value's reading is tried
+# The order in which a value's reading is tried.
+_ORDER = ("bool", "int", "float", "pair", "numbers", "list", "dict", "json", "str")
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ def _annotation(file: Source, node: ast.expr) -> tuple[tuple[str, ...], tuple[st
             outer = getattr(part.value, "id", "")
             if outer == "tuple":
                 kinds.add("pair")
+            elif outer == "list" and getattr(part.slice, "id", "") == "float":
+                kinds.add("numbers")
             elif outer in ("list", "dict"):
                 kinds.add(outer)
             elif outer == "Literal":

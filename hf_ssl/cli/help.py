@@ -17,7 +17,10 @@ FREQUENT = (
     "precision", "activation_checkpointing", "torch_compile", "dataloader_num_workers", "seed", "logging_steps",
     "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "report_to",
 )  # fmt: skip
-_VALUES = {"int": "N", "float": "X", "pair": "X,Y", "list": "A,B", "dict": "JSON", "json": "JSON", "str": "TEXT"}
+_VALUES = {
+    "int": "N", "float": "X", "pair": "X,Y", "numbers": "X,X,X", "list": "A,B", "dict": "JSON", "json": "JSON",
+    "str": "TEXT",
+}  # fmt: skip
 
 
 def flag_lines(
