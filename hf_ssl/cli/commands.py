@@ -50,7 +50,7 @@ EVALUATE = (
         "prompts",
         ("str",),
         None,
-        "Texts for zero_shot: simple, or a file such as {templates: ['a photo of a {}'], classes: {cat: [cat, kitten]}}.",
+        "Texts for zero_shot: simple, or a YAML file such as {templates: ['a photo of a {}'], classes: {1: [a cat]}}.",
         optional=True,
     ),
     Flag("seed", ("int",), 0, "Of the untrained twin and the probe.", limits="[0, 4294967295]"),
@@ -127,6 +127,7 @@ def evaluate(parsed: Parsed) -> int:
     _writable(values["json"], "--json")
     check_model(name, "evaluate")
     quiet()
+    check_device(values["device"])
     from ..data.splits import divide, trained_on
     from ..evaluation import load_prompts, natural_measures
     from ..evaluation.report_table import OWN_ROWS
@@ -190,6 +191,7 @@ def pseudo_label(parsed: Parsed) -> int:
     _writable(str(output), "--output")
     check_model(name, "pseudo-label")
     quiet()
+    check_device(values["device"])
     from .. import evaluation
     from ..data.sources import load_source
 
@@ -235,6 +237,7 @@ def embed(parsed: Parsed) -> int:
     check_model(name, "embed")
     values = _with_defaults(parsed, EMBED)
     quiet()
+    check_device(values["device"])
     from ..data.sources import load_source
     from ..evaluation import extract_features
     from .embeddings import write
@@ -321,6 +324,25 @@ def open_model(name: str, device: str | None) -> tuple[Any, Any]:
             return method.export_backbone.eval(), processor.native_processor()
         name = str(path)
     return load_native(name, None, device)[:2]
+
+
+def check_device(name: str | None) -> None:
+    """Refuse a device that PyTorch does not know, or that this machine does not have."""
+    import torch
+
+    if name is None:
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"there is no device {name!r}; give cpu, cuda, cuda:0, ... or mps.") from None
+    if device.type == "cpu":
+        return
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind is None or kind.type != device.type:
+        raise CommandError(f"--device {name}: PyTorch finds no such device here; it finds {kind or 'cpu alone'}.")
+    if (device.index or 0) >= torch.accelerator.device_count():
+        raise CommandError(f"--device {name}: there are {torch.accelerator.device_count()} of them, counted from 0.")
 
 
 def _with_defaults(parsed: Parsed, flags: tuple[Flag, ...]) -> dict[str, Any]:

@@ -224,3 +224,5 @@ class SSLTrainingArguments(TrainingArguments):
             self.bf16 = self.bf16 or (fast and not self.fp16)
         else:
             self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            raise ValueError("fp16 needs a GPU: on a CPU take precision bf16 or fp32")
