@@ -129,7 +129,7 @@ def _command(name: str) -> _Command:
 
 
 def _overview() -> str:
-    lines = ["usage: hf-ssl COMMAND ...", "", "Visual self-supervised learning for plain transformers.", ""]
+    lines = ["usage: hf-ssl COMMAND ...", "", "Visual self- and semi-supervised learning for plain transformers.", ""]
     for name, text in _COMMANDS.items():
         lines.append(f"  {name:<14}{text}")
     lines += ["", "hf-ssl COMMAND --help says more; hf-ssl train METHOD --help lists a method's own flags."]

@@ -15,7 +15,12 @@ from .flags import Parsed
 from .runfolder import existing, read_run
 
 _DATA = (
-    Flag("dataset", ("str",), None, "emoji, emoji:placed, fashion-mnist, a folder, *.parquet, *.tar or a Hub id."),
+    Flag(
+        "dataset",
+        ("str",),
+        None,
+        "A folder, *.parquet, *.tar, a Hub id, emoji, emoji:placed or fashion-mnist.",
+    ),
     Flag("image_column", ("str",), None, "Column with the image; found if not given.", optional=True),
     Flag("label_column", ("str",), None, "Column with the label; found if not given.", optional=True),
     Flag(
@@ -28,7 +33,7 @@ _DATA = (
     ),
     Flag("batch_size", ("int",), 256, "Images at once.", limits="[1, inf)"),
     Flag("num_workers", ("int",), 0, "Processes that decode.", limits="[0, 1024]"),
-    Flag("device", ("str",), None, "cpu, cuda, ...; default: the GPU if there is one.", optional=True),
+    Flag("device", ("str",), None, "Device: cpu, cuda, ...; default: the GPU if there is one.", optional=True),
 )
 _MEASURES = (
     "knn", "linear", "retrieval", "segmentation", "health", "low_shot", "classification", "zero_shot",
@@ -44,7 +49,11 @@ EVALUATE = (
     Flag("query_split", ("str",), "test", "Split that is scored; without one, a fixed fifth of the bank."),
     Flag("k", ("list",), "20,200", "Neighbours that vote."),
     Flag(
-        "knn_precision", ("str",), "fp32", "bf16: faster on CPUs, neighbours nearly exact.", choices=("fp32", "bf16")
+        "knn_precision",
+        ("str",),
+        "fp32",
+        "Precision of kNN; bf16 is faster on CPUs and nearly exact.",
+        choices=("fp32", "bf16"),
     ),
     Flag(
         "prompts",

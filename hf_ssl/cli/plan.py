@@ -77,8 +77,9 @@ def plan_training(argv: Sequence[str], command: str = "train") -> Plan:
         raise UsageError(f"{command} {method}: {parsed.words[2]!r} is one word too many; values follow a --flag.")
     given = {name: value for name, value in parsed.values.items() if name not in OWN}
     own = {name: parsed.values.get(name, flag.default) for name, flag in OWN.items()}
-    dataset = given.get("dataset", flags["dataset"].default)
-    path = Path(parsed.words[1]) if len(parsed.words) > 1 else default_recipe(method, dataset)
+    dataset = given.get("dataset")
+    default = default_recipe(method, dataset) if dataset else None
+    path = Path(parsed.words[1]) if len(parsed.words) > 1 else default
     recipe = read_recipe(path, train_flags(method), method, foreign) if path else {}
     if path is None:
         note = f"no recipe for {dataset}: the defaults of {method}'s paper"
@@ -89,6 +90,15 @@ def plan_training(argv: Sequence[str], command: str = "train") -> Plan:
     _check_trackers(plan)
     _check_views(plan)
     return plan
+
+
+def check_dataset(plan: Plan) -> None:
+    """Refuse a run that names no images: the built-in drawings are taken where they are asked for, and only there."""
+    if not plan.dataset:
+        raise UsageError(
+            f"train {plan.method}: --dataset is missing, for example --dataset my_photos/, or --dataset emoji for the "
+            "built-in drawings."
+        )
 
 
 def first_word(argv: Sequence[str]) -> str | None:

@@ -13,7 +13,7 @@ from .console import CommandError, Stopped, command_line, is_main, masked, quiet
 from .faults import is_out_of_memory, largest
 from .launch import leave_processes, start_missing_processes
 from .pictures import Pictures, load_pictures
-from .plan import Plan, plan_training
+from .plan import Plan, check_dataset, plan_training
 from .publish import push
 from .runfolder import lock_folder, prepare, read_run, write_run
 
@@ -27,6 +27,7 @@ SIGINT_CODE, SIGTERM_CODE = 130, 143
 def train(argv: Sequence[str]) -> int:
     """The command. Everything that can be wrong with `argv` is said before torch is imported."""
     plan = plan_training(argv)
+    check_dataset(plan)
     start_missing_processes(plan.argv)
     try:
         run(plan)
