@@ -67,7 +67,7 @@ EVALUATE = (
 )
 EMBED = (
     *_DATA,
-    Flag("output", ("str",), None, "FILE.parquet, FILE.npz or FILE.safetensors."),
+    Flag("output", ("str",), None, "FILE.parquet, FILE.csv, FILE.npz or FILE.safetensors."),
     Flag("split", ("str",), "train", "Split to embed."),
     Flag("columns", ("list",), None, "Further columns to keep beside the labels.", optional=True),
 )
@@ -90,7 +90,7 @@ REPORT = (
     Flag("max_images", ("int",), 1500, "At most so many pictures; a fixed random draw.", limits="[1, inf)"),
 )
 METHODS_FLAGS = (Flag("json", ("bool",), False, "As JSON, for programs."),)
-_FORMATS = (".parquet", ".npz", ".safetensors")
+_FORMATS = (".parquet", ".csv", ".npz", ".safetensors")
 
 
 def _one_word(parsed: Parsed, command: str, what: str) -> str:

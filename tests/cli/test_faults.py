@@ -152,3 +152,25 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("hf_ssl.cli.commands.check_model", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["evaluate", "m", "--dataset", "emoji"])
+
+
+def test_embed_writes_names_and_paths_that_move_with_the_data(place, monkeypatch, tmp_path, capsys):
+    import csv
+
+    import pyarrow.parquet as pq
+
+    monkeypatch.chdir(place)
+    for output in ("f.csv", "f.parquet"):
+        assert (
+            main(["embed", "good", "--dataset", "pics", "--output", str(tmp_path / output), "--batch_size", "5"]) == 0
+        )
+    table = pq.read_table(tmp_path / "f.parquet").to_pydict()
+    with (tmp_path / "f.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["index", "label", "label_name", "path", *(f"e{i}" for i in range(16))] and len(rows) == 12
+    for row, label, name, path, vector in zip(
+        rows, table["label"], table["label_name"], table["path"], table["embedding"], strict=True
+    ):
+        assert (row["label"], row["label_name"], row["path"]) == (str(label), name, path)
+        assert name == "ab"[label] and path.startswith(f"{name}/") and (place / "pics" / path).is_file()
+        assert np.array_equal(np.float32([row[f"e{i}"] for i in range(16)]), np.float32(vector))

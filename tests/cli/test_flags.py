@@ -117,7 +117,7 @@ def test_choices_are_the_real_enums():
         (["train", "simclr", "a.yaml", "b"], "train simclr: 'b' is one word too many; values follow a --flag."),
         (["evaluate", "m"], "evaluate: --dataset is missing, for example --dataset emoji."),
         (["evaluate", "m", "--dataset", "emoji", "--protocols", "knn,linaer"], "evaluate: --protocols knows no 'linaer'; the nearest is linear."),
-        (["embed", "m", "--dataset", "emoji", "--output", "x.pkl"], "embed: --output ends in .parquet, .npz, .safetensors, not '.pkl'."),
+        (["embed", "m", "--dataset", "emoji", "--output", "x.pkl"], "embed: --output ends in .parquet, .csv, .npz, .safetensors, not '.pkl'."),
         (["demo", "--steps", "0"], "demo: --steps must be at least 1, not '0'."),
         (["methods", "--jsno"], "methods: there is no flag --jsno; the nearest is --json."),
     ],
