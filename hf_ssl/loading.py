@@ -126,6 +126,8 @@ def _sentence(error: Exception, where: str, place: Path) -> str:
         )
     if "SafetensorError" in kind:
         return f"The weights in {where} are damaged or cut short: {words[:200].rstrip('.')}."
+    if "ignore_mismatched_sizes" in words or "size mismatch" in words:
+        return f"{where} cannot be loaded: the weights have other shapes than its config.json says."
     if "preprocessor_config.json" in words or "image processor" in words.lower():
         return (
             f"{where} holds no image processor (preprocessor_config.json), which says how pictures become numbers: "

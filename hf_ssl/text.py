@@ -86,6 +86,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = load_pretrained(AutoTokenizer, name)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} holds no tokenizer that can be loaded: {error}") from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes one up from a config
+        raise ValueError(f"{name} holds no tokenizer that can be loaded: its vocabulary is empty")
     if tokenizer.pad_token_id is None:
         raise ValueError(f"the tokenizer of {name} has no padding token: set one and save it again")
     return tokenizer

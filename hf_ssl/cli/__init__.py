@@ -49,12 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `hf-ssl methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (CommandError, ValueError, OSError) as error:
+    except CommandError as error:
         return _complain(error, 1, debug)
     except Exception as error:
-        if type(error).__name__ not in ("TooManyBadImages", "WorkerError", "StrictDataclassFieldValidationError"):
+        from .faults import sentence
+
+        if (said := sentence(error)) is None:
             raise
-        return _complain(error, 1, debug)
+        return _complain(error, 1, debug, said)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -128,18 +130,18 @@ def _command(name: str) -> _Command:
 
 
 def _overview() -> str:
-    lines = ["usage: hf-ssl COMMAND ...", "", "Visual self-supervised learning for plain transformers.", ""]
+    lines = ["usage: hf-ssl COMMAND ...", "", "Visual self- and semi-supervised learning for plain transformers.", ""]
     for name, text in _COMMANDS.items():
         lines.append(f"  {name:<14}{text}")
     lines += ["", "hf-ssl COMMAND --help says more; hf-ssl train METHOD --help lists a method's own flags."]
     return "\n".join(lines)
 
 
-def _complain(error: object, code: int, debug: bool) -> int:
+def _complain(error: object, code: int, debug: bool, said: str | None = None) -> int:
     """One sentence on stderr; the traceback as well where it was asked for."""
     if debug and isinstance(error, BaseException):
         traceback.print_exception(error)
-    sentence = printable(" ".join(str(error).split())) or type(error).__name__
+    words = printable(" ".join((said or str(error)).split())) or type(error).__name__
     where = "" if is_main() else f" (process {os.environ.get('RANK')})"
-    print(f"hf-ssl{where}: {sentence}", file=sys.stderr, flush=True)
+    print(f"hf-ssl{where}: {words}", file=sys.stderr, flush=True)
     return code

@@ -15,7 +15,12 @@ from .flags import Parsed
 from .runfolder import existing, read_run
 
 _DATA = (
-    Flag("dataset", ("str",), None, "emoji, emoji:placed, fashion-mnist, a folder, *.parquet, *.tar or a Hub id."),
+    Flag(
+        "dataset",
+        ("str",),
+        None,
+        "A folder, *.parquet, *.tar, a Hub id, emoji, emoji:placed or fashion-mnist.",
+    ),
     Flag("image_column", ("str",), None, "Column with the image; found if not given.", optional=True),
     Flag("label_column", ("str",), None, "Column with the label; found if not given.", optional=True),
     Flag("allow_outside_files", ("bool",), False, "Let rows name files outside of their data set, and web addresses."),
@@ -29,7 +34,7 @@ _DATA = (
     ),
     Flag("batch_size", ("int",), 256, "Images at once.", limits="[1, inf)"),
     Flag("num_workers", ("int",), 0, "Processes that decode.", limits="[0, 1024]"),
-    Flag("device", ("str",), None, "cpu, cuda, ...; default: the GPU if there is one.", optional=True),
+    Flag("device", ("str",), None, "Device: cpu, cuda, ...; default: the GPU if there is one.", optional=True),
 )
 _MEASURES = (
     "knn", "linear", "retrieval", "segmentation", "health", "low_shot", "classification", "zero_shot",
@@ -45,15 +50,25 @@ EVALUATE = (
     Flag("query_split", ("str",), "test", "Split that is scored; without one, a fixed fifth of the bank."),
     Flag("k", ("list",), "20,200", "Neighbours that vote."),
     Flag(
-        "knn_precision", ("str",), "fp32", "bf16: faster on CPUs, neighbours nearly exact.", choices=("fp32", "bf16")
+        "knn_precision",
+        ("str",),
+        "fp32",
+        "Precision of kNN; bf16 is faster on CPUs and nearly exact.",
+        choices=("fp32", "bf16"),
     ),
-    Flag("prompts", ("str",), None, "Texts for zero_shot: a YAML or JSON file, or simple.", optional=True),
+    Flag(
+        "prompts",
+        ("str",),
+        None,
+        "Texts for zero_shot: simple, or a YAML file such as {templates: ['a photo of a {}'], classes: {1: [a cat]}}.",
+        optional=True,
+    ),
     Flag("seed", ("int",), 0, "Of the untrained twin and the probe.", limits="[0, 4294967295]"),
     Flag("json", ("str",), None, "Write the rows to this file, all figures.", optional=True),
 )
 EMBED = (
     *_DATA,
-    Flag("output", ("str",), None, "FILE.parquet, FILE.npz or FILE.safetensors."),
+    Flag("output", ("str",), None, "FILE.parquet, FILE.csv, FILE.npz or FILE.safetensors."),
     Flag("split", ("str",), "train", "Split to embed."),
     Flag("columns", ("list",), None, "Further columns to keep beside the labels.", optional=True),
 )
@@ -76,7 +91,7 @@ REPORT = (
     Flag("max_images", ("int",), 1500, "At most so many pictures; a fixed random draw.", limits="[1, inf)"),
 )
 METHODS_FLAGS = (Flag("json", ("bool",), False, "As JSON, for programs."),)
-_FORMATS = (".parquet", ".npz", ".safetensors")
+_FORMATS = (".parquet", ".csv", ".npz", ".safetensors")
 
 
 def _one_word(parsed: Parsed, command: str, what: str) -> str:
@@ -122,6 +137,7 @@ def evaluate(parsed: Parsed) -> int:
     _writable(values["json"], "--json")
     check_model(name, "evaluate")
     quiet()
+    check_device(values["device"])
     from ..data.splits import divide, trained_on
     from ..evaluation import load_prompts, natural_measures
     from ..evaluation.report_table import OWN_ROWS
@@ -185,6 +201,7 @@ def pseudo_label(parsed: Parsed) -> int:
     _writable(str(output), "--output")
     check_model(name, "pseudo-label")
     quiet()
+    check_device(values["device"])
     from .. import evaluation
     from ..data.sources import load_source
 
@@ -231,6 +248,7 @@ def embed(parsed: Parsed) -> int:
     check_model(name, "embed")
     values = _with_defaults(parsed, EMBED)
     quiet()
+    check_device(values["device"])
     from ..data.sources import load_source
     from ..evaluation import extract_features
     from .embeddings import write
@@ -317,6 +335,25 @@ def open_model(name: str, device: str | None) -> tuple[Any, Any]:
             return method.export_backbone.eval(), processor.native_processor()
         name = str(path)
     return load_native(name, None, device)[:2]
+
+
+def check_device(name: str | None) -> None:
+    """Refuse a device that PyTorch does not know, or that this machine does not have."""
+    import torch
+
+    if name is None:
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"there is no device {name!r}; give cpu, cuda, cuda:0, ... or mps.") from None
+    if device.type == "cpu":
+        return
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind is None or kind.type != device.type:
+        raise CommandError(f"--device {name}: PyTorch finds no such device here; it finds {kind or 'cpu alone'}.")
+    if (device.index or 0) >= torch.accelerator.device_count():
+        raise CommandError(f"--device {name}: there are {torch.accelerator.device_count()} of them, counted from 0.")
 
 
 def _with_defaults(parsed: Parsed, flags: tuple[Flag, ...]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ..hub.official import OFFICIAL
 from .commands import loading_lines
@@ -34,8 +33,8 @@ FLAGS = (
         "hidden_act", ("str",), None, "Activation, told by no tensor, by transformers' name; default: gelu.", "", True,
     ),
     Flag("image_size", ("list",), None, "Pixels, or HEIGHT,WIDTH, if positions do not tell; default: 224.", "", True),
-    Flag("image_mean", ("list",), None, "Of the pictures it was trained on; default: ImageNet's.", "", True),
-    Flag("image_std", ("list",), None, "The same for the deviation.", "", True),
+    Flag("image_mean", ("numbers",), None, "Of the pictures it was trained on; default: ImageNet's.", "", True),
+    Flag("image_std", ("numbers",), None, "The same for the deviation.", "", True),
     Flag("overwrite", ("bool",), False, "Replace an earlier conversion."),
 )  # fmt: skip
 
@@ -48,9 +47,11 @@ def convert(parsed: Parsed) -> int:
     if values.get("output") is None:
         raise UsageError("convert: --output is missing, for example --output my-model.")
     output = Path(values.pop("output")).expanduser()
-    for name in ("image_size", "image_mean", "image_std"):
-        if values.get(name) is not None:
-            values[name] = _numbers(name, values[name])
+    if values.get("image_size") is not None:
+        values["image_size"] = _size(values["image_size"])
+    for name in ("image_mean", "image_std"):
+        if isinstance(values.get(name), (int, float)):
+            values[name] = [values[name]]
     quiet()
     from ..hub.convert import convert_checkpoint, grouped
 
@@ -68,12 +69,11 @@ def convert(parsed: Parsed) -> int:
     return 0
 
 
-def _numbers(name: str, given: Any) -> tuple[Any, ...]:
-    kind, wanted = (int, "pixels or HEIGHT,WIDTH") if name == "image_size" else (float, "numbers, one per channel")
+def _size(given: list) -> tuple[int, int]:
     try:
-        found = tuple(kind(item) for item in (given if isinstance(given, list) else [given]))
+        found = [int(item) for item in given]
     except (TypeError, ValueError):
-        found = ()
-    if not found or (name == "image_size" and (len(found) > 2 or min(found) < 1)):
-        raise UsageError(f"convert: --{name} must be {wanted}, not {given!r}.")
-    return found * 2 if name == "image_size" and len(found) == 1 else found
+        found = []
+    if len(found) not in (1, 2) or min(found) < 1:
+        raise UsageError(f"convert: --image_size must be pixels or HEIGHT,WIDTH, not {','.join(map(str, given))!r}.")
+    return found[0], found[-1]

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS
+from .vocabulary import FIELDS, VIEWS, explain
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 UNKNOWN = object()  # a default that only running the code would tell
 _BUILT_IN = ("bool", "int", "float", "str", "list", "dict")
-_ORDER = ("bool", "int", "float", "pair", "list", "dict", "json", "str")  # in which a value's reading is tried
+# The order in which a value's reading is tried.
+_ORDER = ("bool", "int", "float", "pair", "numbers", "list", "dict", "json", "str")
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,10 @@ def _flag(file: Source, item: ast.AnnAssign, group: str, documented: dict[str, s
         return None  # a ClassVar, or an object that no text can stand for
     if not choices and kinds == ("str",) and (options := re.search(r"Options: ((?:'\w+',? ?)+)", text)):
         choices = tuple(re.findall(r"'(\w+)'", options[1]))
-    return Flag(name, kinds, default, " ".join(text.split()), group, optional or default is None, choices)
+    text = " ".join(text.split())
+    if group in ("data", "labels", "text", "model", "training") and text:
+        text = text.rstrip(".") + "."  # transformers leaves it out here and there
+    return Flag(name, kinds, default, text, group, optional or default is None, choices)
 
 
 def _annotation(file: Source, node: ast.expr) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
@@ -154,6 +159,8 @@ def _annotation(file: Source, node: ast.expr) -> tuple[tuple[str, ...], tuple[st
             outer = getattr(part.value, "id", "")
             if outer == "tuple":
                 kinds.add("pair")
+            elif outer == "list" and getattr(part.slice, "id", "") == "float":
+                kinds.add("numbers")
             elif outer in ("list", "dict"):
                 kinds.add(outer)
             elif outer == "Literal":
@@ -290,14 +297,21 @@ def config_flags(method: str) -> dict[str, Flag]:
     file, stem = _method_file(method)
     flags = class_flags(file, f"{stem}Config", "method")
     flags.pop("backbone_config", None)
-    return flags
+    return _explained(flags, FIELDS)
+
+
+def _explained(flags: dict[str, Flag], words: dict[str, str]) -> dict[str, Flag]:
+    """The flags with whole sentences as help, where `words` say what they are."""
+    return {name: replace(flag, help=explain(name, flag.help, words)) for name, flag in flags.items()}
 
 
 def view_flags(method: str | None) -> dict[str, Flag]:
     """View fields, the processor's attributes and (of a method) one dict flag for each group of views."""
     views = class_flags(source(_PACKAGE / "processing" / "views.py"), "ViewGroup", "views")
     views.pop("key", None)  # renames a tensor the method's forward expects
+    views = _explained(views, VIEWS)
     processor = class_flags(source(_PACKAGE / "processing" / "image_processor.py"), "SSLImageProcessor", "views")
+    processor = _explained(processor, VIEWS)
     group_fields = tuple(views.values())
     processor["views"] = replace(processor["views"], keys=group_fields)
     flags = processor | views

@@ -16,7 +16,8 @@ from .fields import Flag
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _WHAT = {
     "bool": "true or false", "int": "a whole number", "float": "a number", "pair": "two numbers such as 0.2,1",
-    "list": "a list such as a,b", "dict": 'JSON such as {"name": 1}', "json": "a number or JSON", "str": "text",
+    "numbers": "numbers such as 0.5,0.5,0.5", "list": "a list such as a,b", "dict": 'JSON such as {"name": 1}',
+    "json": "a number or JSON", "str": "text",
 }  # fmt: skip
 _SHORT = reprlib.Repr()  # of a value in a complaint
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -215,6 +216,16 @@ def _pair(value: Any) -> Any:
     return numbers if len(numbers) == 2 else numbers[0]
 
 
+def _numbers(value: Any) -> Any:
+    """A list of numbers, or one number where one stands for all."""
+    if isinstance(value, str):
+        value = parse_json(value) if value.startswith("[") else value.split(",")
+    numbers = [_number(item) for item in (value if isinstance(value, (list, tuple)) else [value])]
+    if not numbers:
+        raise ValueError
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
 def _list(value: Any) -> list:
     if isinstance(value, str):
         value = parse_json(value) if value.startswith("[") else [item.strip() for item in value.split(",")]
@@ -241,6 +252,6 @@ def _str(value: Any) -> str:
 
 
 _CONVERTERS = {
-    "bool": _bool, "int": _int, "float": _float, "pair": _pair, "list": _list, "dict": _dict, "json": _json,
-    "str": _str,
+    "bool": _bool, "int": _int, "float": _float, "pair": _pair, "numbers": _numbers, "list": _list, "dict": _dict,
+    "json": _json, "str": _str,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,11 @@ FREQUENT = (
     "precision", "activation_checkpointing", "torch_compile", "dataloader_num_workers", "seed", "logging_steps",
     "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "report_to",
 )  # fmt: skip
-_VALUES = {"int": "N", "float": "X", "pair": "X,Y", "list": "A,B", "dict": "JSON", "json": "JSON", "str": "TEXT"}
+_VALUES = {
+    "int": "N", "float": "X", "pair": "X,Y", "numbers": "X,X,X", "list": "A,B", "dict": "JSON", "json": "JSON",
+    "str": "TEXT",
+}  # fmt: skip
+_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<=\.) (?=[A-Z])")  # of a sentence
 
 
 def flag_lines(
@@ -27,15 +32,17 @@ def flag_lines(
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     lines = []
     for flag in flags:
-        value = "" if flag.kinds[:1] == ("bool",) else " " + _VALUES[flag.kinds[0]]
-        text = flag.help.partition(". ")[0].rstrip(".") if brief else flag.help.rstrip(".")
+        kind = "float" if "float" in flag.kinds else flag.kinds[0]
+        value = "" if kind == "bool" else f" {_VALUES[kind]}"
+        text = (_END.split(flag.help)[0] if brief else flag.help).rstrip(".")
         listed = [str(choice) for choice in flag.choices]
         if listed and len(listed) <= 8 and not any(choice in text for choice in listed):
             text += f"{': ' if text else ''}{', '.join(listed)}"
         default = (defaults or {}).get(flag.name, flag.default)
-        known = default is not UNKNOWN and default not in (None, "", [], False)
+        known = default is not UNKNOWN and default is not False and default not in (None, "", [])
         if known and show_defaults:
             text += f"{' ' if text else ''}(default {default})"
+        text += "." if text else ""
         head = f"  --{flag.name}{value}"
         body = textwrap.wrap(text, width - 36) or [""]
         if len(head) > 34:
@@ -53,13 +60,19 @@ def train_help(method: str | None, everything: bool) -> str:
     for flag in flags.values():
         groups.setdefault(flag.group, []).append(flag)
     own = paper(method) if method else {}
-    title = f"{own['name']}: {own['title']} (arXiv:{own['arxiv']})\n{own['teaches']}." if method else (
-        "Train a backbone without labels; METHOD is one of the names that hf-ssl methods prints."
-    )  # fmt: skip
+    if method:
+        teaches = own["teaches"][:1].upper() + own["teaches"][1:]
+        title = f"{own['name']}: {own['title']} (arXiv:{own['arxiv']})\n{teaches}."
+    else:
+        title = "Train a backbone or a classifier; METHOD is one of the names that hf-ssl methods prints."
     name = method or "METHOD"
     lines = [f"usage: hf-ssl train {name} [recipe.yaml] --dataset SPEC --output_dir DIR [--flag value ...]", "", title]
     lines += ["", "A recipe is a YAML file of the same flags. Flags win over the recipe, the recipe over the paper."]
-    lines += ["", "data", *flag_lines(groups["data"]), "", "model", *flag_lines(groups["model"])]
+    lines += ["", "data", *flag_lines(groups["data"])]
+    for family in ("labels", "text"):
+        if family in groups:
+            lines += ["", family, *flag_lines(groups[family])]
+    lines += ["", "model", *flag_lines(groups["model"])]
     if method:
         lines += ["", f"{method}'s own", *flag_lines(groups["method"])]
         lines += ["", f"views; {method} draws:", *_recipe_of_views(method)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -76,8 +77,9 @@ def plan_training(argv: Sequence[str], command: str = "train") -> Plan:
         raise UsageError(f"{command} {method}: {parsed.words[2]!r} is one word too many; values follow a --flag.")
     given = {name: value for name, value in parsed.values.items() if name not in OWN}
     own = {name: parsed.values.get(name, flag.default) for name, flag in OWN.items()}
-    dataset = given.get("dataset", flags["dataset"].default)
-    path = Path(parsed.words[1]) if len(parsed.words) > 1 else default_recipe(method, dataset)
+    dataset = given.get("dataset")
+    default = default_recipe(method, dataset) if dataset else None
+    path = Path(parsed.words[1]) if len(parsed.words) > 1 else default
     recipe = read_recipe(path, train_flags(method), method, foreign) if path else {}
     if path is None:
         note = f"no recipe for {dataset}: the defaults of {method}'s paper"
@@ -85,8 +87,18 @@ def plan_training(argv: Sequence[str], command: str = "train") -> Plan:
         note = f"{path}" + ("" if len(parsed.words) > 1 else f" (the default for {dataset})")
     values = merge(_consistent(recipe, f"recipe {path}"), _consistent(given, f"{command} {method}"))
     plan = Plan(method, values, own, path, note, [command, *argv])
+    _check_trackers(plan)
     _check_views(plan)
     return plan
+
+
+def check_dataset(plan: Plan) -> None:
+    """Refuse a run that names no images: the built-in drawings are taken where they are asked for, and only there."""
+    if not plan.dataset:
+        raise UsageError(
+            f"train {plan.method}: --dataset is missing, for example --dataset my_photos/, or --dataset emoji for the "
+            "built-in drawings."
+        )
 
 
 def first_word(argv: Sequence[str]) -> str | None:
@@ -124,6 +136,8 @@ def _consistent(values: dict[str, Any], where: str) -> dict[str, Any]:
     for first, second in RIVALS:
         if first in values and second in values and values.get("max_steps") != -1:
             raise UsageError(f"{where}: give {first} or {second}, not both.")
+    if values.get("bf16") and values.get("fp16"):
+        raise UsageError(f"{where}: give bf16 or fp16, not both.")
     half = next((name for name in ("bf16", "fp16") if values.get(name)), None)
     if half or values.get("bf16") is False or values.get("fp16") is False:
         meant = half or "fp32"
@@ -132,6 +146,25 @@ def _consistent(values: dict[str, Any], where: str) -> dict[str, Any]:
             raise UsageError(f"{where}: {half} contradicts precision {stated}; give one of them.")
         values = {**values, "precision": meant if half or "precision" not in values else stated}
     return values
+
+
+_KNOWN_TRACKERS = (
+    "azure_ml", "clearml", "codecarbon", "comet_ml", "dvclive", "flyte", "mlflow", "neptune", "swanlab", "tensorboard",
+    "trackio", "wandb",
+)  # fmt: skip
+# Packages of the trackers that report_to names, where they are called otherwise; any one of them will do.
+_TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "azure_ml": ("azureml",), "flyte": ("flytekit",)}
+
+
+def _check_trackers(plan: Plan) -> None:
+    """Refuse a tracker whose package is not installed; transformers refuses names that it does not know."""
+    for name in plan.values.get("report_to") or ():
+        packages = _TRACKERS.get(name, (name,))
+        if name in _KNOWN_TRACKERS and not any(importlib.util.find_spec(package) for package in packages):
+            raise UsageError(
+                f"train {plan.method}: --report_to {name} needs a package that is not installed: "
+                f"pip install {packages[0]}."
+            )
 
 
 def _check_views(plan: Plan) -> None:

@@ -43,8 +43,8 @@ class SSLImageProcessor(BaseImageProcessor):
     _view_boxes = False  # not for a run to choose: the method reads them or does not
     model_input_names = ["pixel_values"]
     size: Any = {"height": 224, "width": 224}
-    image_mean: Any = [0.485, 0.456, 0.406]
-    image_std: Any = [0.229, 0.224, 0.225]
+    image_mean: list[float] = [0.485, 0.456, 0.406]
+    image_std: list[float] = [0.229, 0.224, 0.225]
     num_channels: int = 3
     eval_crop_pct: float = 0.875
     views_on: str = "host"

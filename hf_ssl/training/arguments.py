@@ -17,7 +17,7 @@ SCHEDULES = ("cosine_7_16", "cosine_with_min_lr")  # shapes of ``schedules.LEARN
 class DataArguments:
     """Where images come from: emoji, emoji:placed, fashion-mnist, a folder, *.png, *.parquet, *.tar or a Hub id."""
 
-    dataset: str = field(default="emoji", metadata={"help": "Images to train on."})
+    dataset: str = field(default="", metadata={"help": "Images to train on: a folder, shards, a Hub id, emoji, ..."})
     split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_dataset: str | None = field(
         default=None, metadata={"help": "Labelled images for the online kNN and the final table; default: the same."}
@@ -59,9 +59,12 @@ class ModelArguments:
     )
     image_size: int | None = field(default=None, metadata={"help": "Side of the (large) training views in pixels."})
     patch_size: int | None = field(default=None, metadata={"help": "Side of a ViT's patches in pixels."})
-    num_channels: int | None = field(default=None, metadata={"help": "1, 3, 4, 13, ...; default: the dataset's."})
+    num_channels: int | None = field(
+        default=None, metadata={"help": "Channels: 1, 3, 4, 13, ...; default: the dataset's."}
+    )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa, eager, flash_attention_2, ...; eager is faster for bf16 on some CPUs."}
+        default=None,
+        metadata={"help": "Attention: sdpa, eager, flash_attention_2, ...; eager is faster for bf16 on some CPUs."},
     )
     limits = {"image_size": "[1, 16384]", "patch_size": "[1, 16384]", "num_channels": "[1, 4096]"}
 
@@ -147,7 +150,8 @@ class SSLTrainingArguments(TrainingArguments):
         default=0.0, metadata={"help": "Clip the backbone's and each head's gradient norm (DINOv2: 3.0); 0 = off."}
     )
     precision: str = field(
-        default="auto", metadata={"help": "auto (bf16 where it is measured faster, else fp32), fp32, bf16 or fp16."}
+        default="auto",
+        metadata={"help": "Precision: auto (bf16 where it is measured faster, else fp32), fp32, bf16 or fp16."},
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide nan and inf losses from the log; looking waits for the device."}
@@ -227,3 +231,5 @@ class SSLTrainingArguments(TrainingArguments):
             self.bf16 = self.bf16 or (fast and not self.fp16)
         else:
             self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            raise ValueError("fp16 needs a GPU: on a CPU take precision bf16 or fp32")

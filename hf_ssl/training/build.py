@@ -46,7 +46,7 @@ def build_method(
     method takes its texts, and the vocabulary of a tokenizer that it trains, from ``source``.
     """
     model_class = load(name)
-    channels = model_args.num_channels or source.channels
+    channels = _channels(model_args, source)
     size: Any = model_args.image_size or model_class.processor_class.size["height"]
     chosen = model_args.backbone or model_class.default_backbone
     if model_class.paper.family == "image_text":
@@ -84,6 +84,15 @@ def build_method(
     processor = _build_processor(model_class, size, channels, backbone, view_fields or {})
     model.processor = processor
     return _with_attention(model, model_args), processor
+
+
+def _channels(model_args: ModelArguments, source: ImageSource) -> int:
+    if model_args.num_channels not in (None, source.channels):
+        raise ValueError(
+            f"num_channels is {model_args.num_channels}, and the images of {source.name} have {source.channels}: "
+            "leave it out, or convert the images"
+        )
+    return source.channels
 
 
 def _count_rows(name: str, source: ImageSource, given: int | None) -> int:
@@ -131,7 +140,7 @@ def build_image_text(
             f"{source.name} (split {source.split}) has no texts to learn from: name the column that holds them with "
             "--caption_column (caption_column=...)"
         )
-    channels, size = model_args.num_channels or source.channels, model_args.image_size or 224
+    channels, size = _channels(model_args, source), model_args.image_size or 224
     vision = model_args.backbone or model_class.default_backbone
     pretrained = None if vision in backbones.PRESETS else _checkpoint_config(vision)
     whole = pretrained is not None and hasattr(pretrained, "text_config")

@@ -117,7 +117,7 @@ def test_choices_are_the_real_enums():
         (["train", "simclr", "a.yaml", "b"], "train simclr: 'b' is one word too many; values follow a --flag."),
         (["evaluate", "m"], "evaluate: --dataset is missing, for example --dataset emoji."),
         (["evaluate", "m", "--dataset", "emoji", "--protocols", "knn,linaer"], "evaluate: --protocols knows no 'linaer'; the nearest is linear."),
-        (["embed", "m", "--dataset", "emoji", "--output", "x.pkl"], "embed: --output ends in .parquet, .npz, .safetensors, not '.pkl'."),
+        (["embed", "m", "--dataset", "emoji", "--output", "x.pkl"], "embed: --output ends in .parquet, .csv, .npz, .safetensors, not '.pkl'."),
         (["demo", "--steps", "0"], "demo: --steps must be at least 1, not '0'."),
         (["methods", "--jsno"], "methods: there is no flag --jsno; the nearest is --json."),
     ],
@@ -184,3 +184,25 @@ def test_a_traceback_comes_where_it_was_asked_for(capsys, monkeypatch):
 
 def test_usage_errors_are_no_value_errors():
     assert not issubclass(UsageError, ValueError)  # a bad value inside a library must not pass for wrong usage
+
+
+@pytest.mark.parametrize("given", [".5,.4,.3", "[0.5, 0.4, 0.3]"])
+def test_mean_and_deviation_are_lists_in_every_command(given, tmp_path, monkeypatch):
+    from hf_ssl.cli.convert import FLAGS
+    from hf_ssl.cli.flags import parse
+
+    monkeypatch.chdir(tmp_path)
+    plan = plan_training(["simclr", "--dataset", ".", "--image_mean", given, f"--image_std={given}"])
+    assert plan.group("views") == {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.4, 0.3]}
+    flags = {flag.name: flag for flag in FLAGS}
+    assert parse(["--image_mean", given], flags, "convert").values == {"image_mean": [0.5, 0.4, 0.3]}
+    (tmp_path / "mine.yaml").write_text("image_mean: [0.5, 0.4, 0.3]\nimage_std: 0.5\n")
+    values = plan_training(["simclr", str(tmp_path / "mine.yaml"), "--dataset", "."]).group("views")
+    assert values == {"image_mean": [0.5, 0.4, 0.3], "image_std": 0.5}  # one number stands for every channel
+
+
+@pytest.mark.parametrize("given", ["", "x", ".5,x,.5", ".5,,.5", "[.5", "nan,1,1", "[1, [2], 3]", "1e999"])
+def test_what_is_no_list_of_numbers_is_a_sentence(given, capsys):
+    for command in (["train", "simclr", "--dataset", "emoji"], ["convert", "x.pth", "--output", "o"]):
+        code, sentence = complaint(capsys, *command, f"--image_mean={given}")
+        assert code == 2 and "--image_mean must be numbers such as 0.5,0.5,0.5" in sentence

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -319,3 +320,10 @@ def test_the_table_of_an_image_text_model(tmp_path):
     assert not kept & set(table["raw pixels"]) and table["untrained"]["std"] != table["trained"]["std"]
     found = text_retrieval(model, processor, source, progress=False, max_images=60)
     assert table["trained"]["i2t_r10"] == found["i2t_r10"]
+
+
+def test_the_file_of_prompts_in_the_readme_is_one(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (tmp_path / "p.yaml").write_text(readme.split("```yaml\n", 1)[1].split("```")[0])
+    prompts = load_prompts(tmp_path / "p.yaml")
+    assert set(prompts.classes) == {"cat", "n02084071"} and prompts.texts("cat")[1] == "a drawing of a cat."
