@@ -65,3 +65,209 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
         numbers = largest({**plan.group("method"), **plan.group("model"), **plan.group("text")})
         raise CommandError(f"The model does not fit into the memory; its largest numbers are {numbers}.") from error
     print_header(plan, trainer, pictures)
+    record = describe(plan, trainer, pictures)
+    before = float(read_run(plan.output_dir).get("time_seconds") or 0) if resume else 0.0
+    facts = ("command", "dataset", "evaluated_on", "arguments", "division")
+    trainer.card_facts = {name: record[name] for name in facts}
+    started = time.time()
+    if is_main():
+        write_run(plan.output_dir, record)  # a run that is cut short says at least what it was
+    try:
+        _train(trainer, resume, plan)
+    finally:
+        record |= {"steps": trainer.state.global_step, "time_seconds": round(before + time.time() - started, 1)}
+        if is_main():
+            write_run(plan.output_dir, record)
+    record["skipped_images"] = trainer.skipped_images()
+    model = trainer.whole_method()
+    trainer.save_state()
+    if not is_main() or model is None:
+        return []
+    from ..hub import write_card, write_model
+
+    write_model(model, trainer.processing_class, plan.output_dir, record)  # what the table measures
+    record |= {"results": final_table(plan, pictures, measures), "finished": True}
+    write_run(plan.output_dir, record)
+    write_card(model, plan.output_dir, record)
+    if record["results"]:
+        tables.print_results(record["results"])
+    say(f"model      {plan.output_dir} (for plain transformers; the whole method is in {plan.output_dir / 'ssl'})")
+    if not plan.own["no_report"]:
+        report(plan.output_dir)
+    if (args := trainer.args).push_to_hub:
+        trainer._finish_current_push()
+        options: dict[str, Any] = {"token": args.hub_token, "revision": args.hub_revision}
+        where = push(plan.output_dir, str(trainer.hub_model_id), record, message="End of training", **options)
+        say(f"published  {where}")
+    return record["results"]
+
+
+def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
+    from ..training.arguments import DataArguments, ModelArguments, SSLTrainingArguments, TextArguments
+    from ..training.build import build_method, default_arguments
+    from ..training.trainer import SSLTrainer
+
+    training = plan.training(default_arguments(plan.method))
+    training.pop("resume_from_checkpoint", None)
+    training["output_dir"] = str(plan.output_dir)
+    training.setdefault("disable_tqdm", not is_main())
+    args = SSLTrainingArguments(**training)
+    model, processor = build_method(
+        plan.method,
+        pictures.train,
+        ModelArguments(**plan.group("model")),
+        plan.group("method"),
+        plan.group("views"),
+        seed=args.seed,
+        class_names=None if pictures.labeled_rows is None else pictures.labeled_rows.names,
+        text_args=TextArguments(**plan.group("text")),
+    )
+    return SSLTrainer(
+        model,
+        args,
+        pictures.train,
+        processor,
+        *pictures.online,
+        shuffle_buffer=DataArguments(**plan.group("data")).shuffle_buffer,
+        labeled_source=pictures.labeled,
+        labeled_rows=pictures.labeled_rows,
+        unlabeled_ratio=pictures.unlabeled_ratio,
+    )
+
+
+def check_division(plan: Plan, pictures: Pictures, resume: Any) -> None:
+    """Refuse to go on with other rows set apart than the run began with: it may have trained on them."""
+    earlier = read_run(plan.output_dir) if resume else {}
+    if not earlier.get("steps"):
+        return
+    names, now = ("train", "validation", "test"), pictures.division.record()
+    before = earlier.get("division")
+    if before is None:  # a run of the time when only rows that validate were kept out of training
+        before = {**now, "test": 0} if now["train"] != now["of"] and not now["validation"] else now
+    if any(before.get(name) != now[name] for name in names):
+        was, is_now = (", ".join(f"{each.get(name)} {name}" for name in names) for each in (before, now))
+        raise CommandError(
+            f"The run in {plan.output_dir} divided its pictures otherwise ({was}; now {is_now}): resume it with the "
+            "same pictures, splits and evaluation flags, or start a new run."
+        )
+
+
+def print_header(plan: Plan, trainer: SSLTrainer, pictures: Pictures) -> None:
+    args, backbone, source = trainer.args, trainer.method.backbone, trainer.train_source
+    paper = trainer.method.paper
+    count = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
+    images = "a stream" if source.num_rows is None else f"{source.num_rows:,} images"
+    if (rows := trainer.labeled_rows) is not None:
+        images += f"; {len(rows.rows):,} labels of {len(rows.names)} classes ({rows.rule})"
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    kind = "images"
+    if trainer.labeled_rows is not None:
+        kind = f"labelled and {batch * trainer.unlabeled_ratio} unlabelled images"
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else f"precision {args.precision}"
+    processes = f" on {args.world_size} processes" if args.world_size > 1 else ""
+    start = trainer.method.backbone.config.name_or_path or "random weights"
+    say(
+        f"{paper.name}: {paper.title} (arXiv:{paper.arxiv})",
+        f"backbone   {type(backbone).__name__}, {count:.1f} M parameters, {start}",
+        f"data       {source.name}, split {source.split}, {images}",
+        f"rows       {rows_of(pictures.division)}",
+        f"recipe     {plan.recipe_note}",
+        f"training   {length} of {batch} {kind}{processes}, learning rate {args.learning_rate:.4g}, {precision}",
+        f"output     {plan.output_dir}",
+        "",
+    )
+
+
+def rows_of(division: Division) -> str:
+    """How many images train, validate and test."""
+    counts = division.record()
+    train, validation, test = (
+        "a stream" if counts[name] is None else f"{counts[name]:,}" for name in ("train", "validation", "test")
+    )
+    train += "" if counts["of"] in (None, counts["train"]) else f" of {counts['of']:,} images"
+    return f"{train} to train on, {validation} to validate, {test} to test"
+
+
+def _train(trainer: SSLTrainer, resume: Any, plan: Plan) -> None:
+    from ..training.stopping import ProcessLost
+
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except KeyboardInterrupt:
+        raise Stopped(f"Stopped by Ctrl-C at step {trainer.state.global_step}{_kept(plan)}", SIGINT_CODE) from None
+    except ProcessLost as error:
+        raise CommandError(f"{error}{_kept(plan)}") from error
+    finally:
+        for callback in trainer.callback_handler.callbacks:  # an open bar would draw itself over what is said next
+            if (bar := getattr(callback, "training_bar", None)) is not None:
+                bar.close()
+    if trainer.terminated:
+        raise Stopped(f"Stopped by SIGTERM at step {trainer.state.global_step}{_kept(plan)}", SIGTERM_CODE)
+
+
+def _kept(plan: Plan) -> str:
+    """How to go on with a run that was cut short."""
+    from ..training.checkpoints import last_complete_checkpoint
+
+    last = last_complete_checkpoint(plan.output_dir)
+    if last is None:
+        return ". No checkpoint had been written yet; the same command with --overwrite begins again."
+    without = " (and without --overwrite)" if plan.own["overwrite"] else ""
+    return f"; {last} is saved. Run the same command with --resume_from_checkpoint true{without} to go on from there."
+
+
+def describe(plan: Plan, trainer: SSLTrainer, pictures: Pictures) -> dict[str, Any]:
+    """run.json as it stands before the first step."""
+    from ..evaluation.evaluate import PROTOCOL_NAMES
+    from ..training.build import default_arguments
+
+    record = {
+        **trainer.run_record(),
+        "method": plan.method,
+        "command": command_line(plan.argv),
+        "dataset": plan.dataset,
+        "division": pictures.record(),
+        "evaluated_on": {
+            PROTOCOL_NAMES.get(test.name, test.name): {"dataset": test.name, "split": test.split}
+            for _, test in pictures.pairs
+        },
+        "arguments": {
+            **plan.values,
+            **plan.training(default_arguments(plan.method)),
+            "recipe": str(plan.recipe) if plan.recipe else None,
+            "learning_rate": trainer.args.learning_rate,
+        },
+        "skipped_images": {"count": 0, "names": []},
+        "results": [],
+        "steps": 0,
+        "time_seconds": 0.0,
+        "finished": False,
+    }
+    return masked(record)
+
+
+def final_table(plan: Plan, pictures: Pictures, measures: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Rows for run.json, measured on the exported model as anybody would load it; [] where nothing can be measured."""
+    if plan.own["no_evaluation"]:
+        return []
+    options: dict[str, Any] = {"max_images": plan.own["table_images"], "progress": False}
+    say("")
+    try:
+        if pictures.pairs:
+            if pictures.labeled is not None:
+                options["others"] = tables.last_weights(plan.output_dir)
+            return tables.make_table(str(plan.output_dir), None, pictures.pairs, measures, **options)
+        say("There are no labelled pictures to test on: spread and rank of the features instead of accuracies.")
+        options["max_images"] = min(2000, plan.own["table_images"])
+        pair = (pictures.train, pictures.train)
+        return tables.make_table(str(plan.output_dir), None, [pair], ("health",), **options)
+    except (ValueError, OSError) as error:
+        say(f"The table could not be made: {error}")
+        return []
+
+
+def report(folder: Path) -> None:
+    from ..evaluation.report import write_report
+
+    say(f"report     {write_report(folder, progress=False)}")
