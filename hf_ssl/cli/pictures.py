@@ -95,6 +95,7 @@ def _draw_labels(
     from transformers import TrainingArguments
 
     from ..data.labels import draw_labeled
+    from ..data.same import placed
     from ..data.sources import load_source
     from ..data.splits import free, whole_of
     from ..training.arguments import LabelArguments
@@ -110,6 +111,6 @@ def _draw_labels(
     pictures.unlabeled_ratio = labels.unlabeled_ratio
     if labels.unlabeled_dataset:
         own = {**options, "label_column": None, "image_column": None}
-        pictures.unlabeled = {"dataset": labels.unlabeled_dataset, "split": labels.unlabeled_split}
+        pictures.unlabeled = {"dataset": placed(labels.unlabeled_dataset), "split": labels.unlabeled_split}
         other = whole_of(load_source(labels.unlabeled_dataset, labels.unlabeled_split, **own), "train")
         pictures.train = replace(free(pictures.division.held, other, said), channels=source.channels)

@@ -27,6 +27,12 @@ def canonical(spec: str | os.PathLike) -> str:
     return os.path.realpath(path) if os.path.exists(path) else "emoji" if spec.startswith("emoji:") else spec
 
 
+def placed(spec: str) -> str:
+    """`spec`, found from every folder: a path that exists is made absolute."""
+    path = os.path.expanduser(spec)
+    return os.path.abspath(path) if os.path.exists(path) else spec
+
+
 def same_data(spec: str, other: str) -> bool:
     """Whether two names mean one dataset."""
     return canonical(spec) == canonical(other)

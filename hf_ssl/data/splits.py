@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hf_ssl.data.local import is_test, usual_split
-from hf_ssl.data.same import canonical, copies, shared
+from hf_ssl.data.same import canonical, copies, placed, shared
 from hf_ssl.data.shards import SourceError
 from hf_ssl.data.sources import ImageSource, Part, load_source
 
@@ -98,9 +98,10 @@ def divide(
     """
     dataset = os.fspath(dataset)
     request = {
-        "dataset": dataset, "split": split, "tests": list(tests), "eval_split": eval_split, "explicit": explicit,
+        "dataset": placed(dataset), "split": split, "tests": [placed(spec) for spec in tests],
+        "eval_split": eval_split, "explicit": explicit,
         "validation_split": validation_split, "validation_fraction": validation_fraction,
-        "validation_dataset": validation_dataset, "texts": texts, **options,
+        "validation_dataset": validation_dataset and placed(validation_dataset), "texts": texts, **options,
     }  # fmt: skip
     whole = whole_of(load_source(dataset, split, **options), "train")
     said: list[str] = []

@@ -170,8 +170,13 @@ def test_what_cannot_be_divided_says_so(root, tmp_path):
         without(load_source(str(root / "folder")), copy)
 
 
-def test_what_a_run_trained_on_is_found_again(root):
+def test_what_a_run_trained_on_is_found_again(root, tmp_path, monkeypatch):
     spec = str(root / "folder")
+    monkeypatch.chdir(root)
+    relative = divide("folder", tests=("folder",)).record()
+    monkeypatch.chdir(tmp_path)
+    far = {"dataset": "folder", "split": "train", "division": relative}
+    assert trained_on(far, divide(spec, tests=(spec,)).train)[0] == 48  # wherever it is asked from
     honest, all_rows = divide(spec, tests=(spec,)), divide(spec)
     queries = honest.tests[0][1]
     run = {"dataset": spec, "split": "train", "division": honest.record()}
