@@ -6,6 +6,7 @@ Every function is the identity in a single process, so methods call them uncondi
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -50,6 +51,20 @@ def from_first(decide: Callable[[], T]) -> T:
         raise ValueError(told[1])
     decided: T = told[0]
     return decided
+
+
+def all_arrive(place: str, seconds: float = 20.0) -> bool:
+    """Whether all processes call this with the same ``place`` in time, which works once. It is not a collective: those
+    that do not call it may be in the middle of one."""
+    if world_size() == 1:
+        return True
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"hf_ssl/{place}/{rank()}", "arrived")
+    try:
+        store.wait([f"hf_ssl/{place}/{other}" for other in range(world_size())], timedelta(seconds=seconds))
+    except RuntimeError:
+        return False
+    return True
 
 
 class _AllGather(torch.autograd.Function):

@@ -42,6 +42,7 @@ PARTS = {
     "_foreach_lerp_": ("torch", "one call for all parameters"),
     "_foreach_mul_": ("torch", "one call for all parameters"),
     "_foreach_norm": ("torch", "one call for all parameters"),
+    "_get_default_store": ("torch.distributed.distributed_c10d", "what processes tell each other outside collectives"),
     "_is_mkldnn_bf16_supported": ("torch.ops.mkldnn", "whether the CPU multiplies bf16"),
     "_load_from_state_dict": ("torch.nn.Module", "overridden: a memory of another size is refused"),
     "_shutdown_workers": ("torch.utils.data.dataloader._MultiProcessingDataLoaderIter", "ends an epoch's workers"),

@@ -135,7 +135,7 @@ class SSLTrainer(CheckpointingTrainer):
             num_workers=args.dataloader_num_workers,
             shuffle_buffer=self.shuffle_buffer,
         )
-        batches.ended = lambda: self.terminated
+        batches.ended = lambda: self.stopper.stopped is not None
         batches.ledger.load_state_dict(self.ledger.state_dict())
         batches.ledger.silent = args.process_index > 0  # `skipped_images` says what the others met
         self.ledger = batches.ledger
@@ -167,7 +167,8 @@ class SSLTrainer(CheckpointingTrainer):
         try:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         except (TooManyBadImages, RemoteError, SourceError, WorkerError, WaitEnded):
-            if self.state.global_step:
+            # where data ended for this process alone, the others wait for its gradient and cannot save with it
+            if (step := self.state.global_step) and distributed.all_arrive(f"the end of data at step {step}"):
                 self.save_checkpoint()
             raise
 
@@ -360,7 +361,7 @@ class SSLTrainer(CheckpointingTrainer):
         self._images, self._clock = 0, time.perf_counter()
         try:
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        except WaitEnded:  # by SIGTERM; the checkpoint is written
+        except WaitEnded:  # by a signal; the checkpoint is written
             output = None
         except RuntimeError as error:
             if not process_lost(error):

@@ -185,8 +185,16 @@ def sinkhorn() -> dict[str, Tensor]:
     return result
 
 
+def arrival() -> dict[str, Tensor]:
+    """Both ranks arrive at one place, and at another only the first, whose next collective is as it was."""
+    both = distributed.all_arrive("both", 60.0)
+    one = distributed.rank() == 0 and distributed.all_arrive("one", 0.1)
+    mean = distributed.all_mean(torch.tensor(float(distributed.rank())))
+    return {"both": torch.tensor(both), "one": torch.tensor(one), "mean": mean}
+
+
 def scenario(name: str) -> dict[str, Tensor]:
-    if name in ("gather", "batchnorm", "sinkhorn"):
+    if name in ("gather", "batchnorm", "sinkhorn", "arrival"):
         return globals()[name]()
     setting, _, micro = name.partition("/")
     return optimiser_step(setting, int(micro or 1))

@@ -12,7 +12,7 @@ from tests.invariants.scenarios import SETTINGS, optimiser_step, scenario
 
 # where the loss or a BatchNorm looks at the whole batch, micro-batches are another objective by definition
 ACCUMULATES = [name for name, s in SETTINGS.items() if TINY[s.method].accumulates and not s.batchnorm]
-NAMES = ["gather", "batchnorm", "sinkhorn", *SETTINGS, *(f"{name}/2" for name in ACCUMULATES)]
+NAMES = ["gather", "batchnorm", "sinkhorn", "arrival", *SETTINGS, *(f"{name}/2" for name in ACCUMULATES)]
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +96,9 @@ def test_assignments_are_over_the_rows_of_all_ranks(ranks) -> None:
     together = {key: torch.cat([result[key] for result in ranks["sinkhorn"]]) for key in reference}
     assert_same(together, reference)
     assert (reference["masked"].sum(1) == 0).sum() == 2
+
+
+def test_who_arrives_is_told_without_a_collective(ranks) -> None:
+    for result in ranks["arrival"]:
+        assert not isinstance(result, str), result
+        assert result["both"] and not result["one"] and result["mean"] == 0.5

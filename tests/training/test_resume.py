@@ -66,7 +66,7 @@ def test_a_run_that_is_whole_trains_nothing_more(tmp_path, pictures, shards, cap
     whole = make_trainer(source, tmp_path, **arguments)
     whole.train()
     logged = len(whole.state.log_history) - 1  # the end's own entry is not in the checkpoint
-    for _ in range(3):
+    for _ in range(2):
         resumed = make_trainer(source, tmp_path, **arguments)
         with caplog.at_level("WARNING", logger="hf_ssl.training"):
             resumed.train(resume_from_checkpoint=True)
