@@ -229,6 +229,8 @@ def _is_upright(data: bytes) -> bool:
 def _from_file(value: bytes | str | Path | None, channels: int, keep_alpha: bool, where: str) -> np.ndarray:
     if value is None:
         raise BadImageError(where, "the row holds no image (neither bytes nor a path)")
+    if not isinstance(value, (*_BYTES, str, Path)):
+        raise TypeError(f"neither bytes nor a path, but {type(value).__name__}")
     if isinstance(value, str) and "://" in value:  # streamed folders of the Hub hand out hf:// addresses
         value = _from_network(value, where)
     # by its path Pillow would map an uncompressed TIFF, and forget to turn it

@@ -33,7 +33,7 @@ class NotRegularError(OSError):
 
 def open_regular(path: str | os.PathLike, mode: str = "rb", **options: Any) -> Any:
     """`open` for reading, of regular files alone. OSError; NotRegularError for a pipe, a device or a folder."""
-    return open(path, mode, opener=_open, **options)
+    return open(os.fspath(path), mode, opener=_open, **options)  # never a number, which is an open file
 
 
 def read_starting(path: str | os.PathLike, start: bytes) -> bytes | None:

@@ -430,7 +430,7 @@ def test_an_animation_shows_what_pillow_shows_first():
 )
 def test_a_png_with_a_chunk_that_pillow_refuses_is_refused(body):
     assert np.array_equal(decode_image(rgb_png(chunk(b"tEXt", b"Comment\0x"))), decode_image(rgb_png()))
-    with pytest.raises(BadImageError, match="cannot be decoded"):
+    with pytest.raises(BadImageError, match=r"cannot be decoded|no image format"):
         decode_image(rgb_png(body))
 
 
