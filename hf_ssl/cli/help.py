@@ -13,10 +13,11 @@ from .plan import DEFAULTS, OWN
 
 # The training flags most runs touch; --help-all has the rest. A test holds every name against the real fields.
 FREQUENT = (
-    "output_dir", "resume_from_checkpoint", "max_steps", "num_train_epochs", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "base_learning_rate", "learning_rate", "weight_decay", "warmup_steps", "optim",
-    "precision", "activation_checkpointing", "torch_compile", "dataloader_num_workers", "seed", "logging_steps",
-    "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "report_to",
+    "output_dir", "resume_from_checkpoint", "allow_changed", "max_steps", "num_train_epochs",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "base_learning_rate", "learning_rate",
+    "weight_decay", "warmup_steps", "optim", "precision", "activation_checkpointing", "torch_compile",
+    "dataloader_num_workers", "seed", "logging_steps", "save_minutes", "save_steps", "save_total_limit",
+    "eval_strategy", "eval_steps", "report_to",
 )  # fmt: skip
 _VALUES = {
     "int": "N", "float": "X", "pair": "X,Y", "numbers": "X,X,X", "list": "A,B", "dict": "JSON", "json": "JSON",

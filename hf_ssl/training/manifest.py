@@ -49,6 +49,8 @@ _CONFIG_HARMLESS = {
     "output_hidden_states", "output_attentions", "return_dict", "use_cache", "chunk_size_feed_forward",
     "is_encoder_decoder", "problem_type",
 }  # fmt: skip
+# Of a source: what is told otherwise, where its files lie on this machine, and what was said of them.
+_SOURCE_HARMLESS = {"name", "dataset", "labels", "shards", "part", "missing", "home", "said", "outside"}
 # Where these differ the run goes on soundly, but not bit for bit.
 _SOUND = {
     "device", "torch", "transformers", "attention", "start", "ignore_data_skip", "tf32", "torch_compile",
@@ -117,7 +119,7 @@ def argument_facts(args: Any) -> dict[str, Any]:
 
 def source_facts(source: ImageSource) -> dict[str, Any]:
     """Which images and how they are read, as far as it can be told cheaply and on another machine as well."""
-    own = (field.name for field in fields(source) if field.name not in ("name", "dataset", "labels", "shards"))
+    own = (field.name for field in fields(source) if field.name not in _SOURCE_HARMLESS)
     return {
         "name": source.name if not _is_local(source.name) else Path(source.name).name,
         "rows": source.num_rows,
