@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,10 +196,11 @@ class Prepare:
 
     def __init__(self, processor):
         self.processor = processor
+        self.channels = len(getattr(processor, "image_mean", None) or ())
 
     def __call__(self, pictures: list[np.ndarray], **overrides: Any) -> Tensor:
         channels = pictures[0].shape[-1]
-        if channels != 3 and channels == len(getattr(self.processor, "image_mean", None) or ()):
+        if channels != 3 and channels == self.channels:
             overrides.setdefault("do_convert_rgb", False)  # the model takes these channels as they are
         pictures = [
             np.require(picture, requirements="W") for picture in pictures
@@ -224,7 +225,7 @@ class Collect:
     """DataLoader collate function (runs in the worker) and, in the main process, the ledger of what came through."""
 
     def __init__(self, source: ImageSource, prepare, columns: Sequence[str]):
-        self.source, self.prepare = source, prepare
+        self.source, self.prepare = as_the_model_takes_them(source, getattr(prepare, "channels", 0)), prepare
         self.columns = tuple(dict.fromkeys([*source.labels, *columns]))
         self.labels: dict[str, list] = {name: [] for name in self.columns}
         self.index: list[int] = []
@@ -276,6 +277,12 @@ class Collect:
         declared = {name: declared_names(self.source, name) for name in self.columns}
         classes = {name: names for name, names in declared.items() if names is not None}
         return Features(embeddings, self.labels, index, self.skipped, classes)
+
+
+def as_the_model_takes_them(source: ImageSource, channels: int) -> ImageSource:
+    """`source` with files decoded to `channels`, as a model of grey or RGBA pictures was trained; arrays stay."""
+    of_files = source.dtype is None and source.render is None
+    return replace(source, channels=channels) if of_files and channels in (1, 3, 4) else source
 
 
 class _Rows(torch.utils.data.Dataset):

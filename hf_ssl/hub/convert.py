@@ -27,7 +27,7 @@ from ..methods import METHODS, load
 from ..modeling import Paper, SSLModel
 from ..processing import SSLImageProcessor
 from . import wholes
-from .card import BEGIN, END, citation, merged
+from .card import BEGIN, END, citation, merged, picture_code
 from .checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from .folder import TOLERANCE
 from .natives import Native, Sizes, convert, listed, roots
@@ -361,8 +361,9 @@ Converted from `{file}` with [hf_ssl](https://pypi.org/project/hf-ssl/). Weights
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
+from transformers.image_utils import load_image
 
-image = Image.new("{mode}", (224, 224))  # yours: Image.open("photo.jpg")
+image = {picture}
 processor = AutoImageProcessor.from_pretrained("{repo}")
 model = AutoModel.from_pretrained("{repo}")
 with torch.no_grad():
@@ -395,7 +396,7 @@ def _card(
     lines += [f"- left out: {line}" for line in grouped(done.left_out)]
     text = _CARD.format(
         begin=BEGIN, end=END, name=paper.name if paper else "Backbone", about=done.about, file=file.name,
-        mode={1: "L", 4: "RGBA"}.get(native.config.num_channels, "RGB"), repo="path/or/repo",
+        picture=picture_code(native.config.num_channels, (224, 224)), repo="path/or/repo",
         feature=_READING.get(native.config.model_type, "outputs.last_hidden_state[:, 0]"),
         lines="\n".join(lines), cite=f"\n```bibtex\n{citation(paper)}\n```" if paper else "",
     )  # fmt: skip
