@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,12 @@ def test_the_checks_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("training", "trainer"), ("evaluation", "knn"), ("methods", "joint_embedding", "dino"),
         ("methods", "masked", "mae", "MAEConfig"),
     }  # fmt: skip
+
+
+def test_type_checkers_are_told_that_the_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+    installed = {str(file) for file in metadata.files("hf-ssl") or ()}
+    assert "hf_ssl/__init__.py" not in installed or "hf_ssl/py.typed" in installed  # the wheel ships it
 
 
 def test_importing_hf_ssl_is_cheap_and_enough() -> None:

@@ -18,7 +18,7 @@ from hf_ssl.data.files import local_path, printable
 from hf_ssl.data.same import same_data
 from hf_ssl.documents import DocumentError, read_json
 from hf_ssl.evaluation.evaluate import EMOJI_PAIRING
-from hf_ssl.evaluation.features import Prepare, as_the_model_takes_them, extract_features, load_backbone, untrained
+from hf_ssl.evaluation.features import Prepare, extract_features, load_backbone, untrained
 from hf_ssl.evaluation.thumbnails import rgb, thumbnail
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def load_album(run: Run, dataset: str | None = None, max_images: int = 1500, pro
     if not (run.folder / "config.json").is_file():
         raise Missing(f"There is no exported model (config.json) in {run.folder}.")
     model, processor = load_backbone(str(run.folder))
-    source = as_the_model_takes_them(run.source(dataset), Prepare(processor).channels)
+    source = run.source(dataset).with_channels(Prepare(processor).channels)
     options: dict[str, Any] = {"max_images": max_images, "progress": progress, "batch_size": 128}
     found = extract_features(model, source, processor, columns=(EMOJI_PAIRING.item,), **options)
     before_model, before_name = before_training(run, model, processor)

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from hf_ssl.data.sources import load_source
 from hf_ssl.evaluation.classification import predict
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from hf_ssl.data.sources import ImageSource
 
 COLUMNS = ("image", "label", "confidence", "weight", "index")
 
 
 def pseudo_label(
     model: str | Path | nn.Module,
-    source: ImageSource,
+    source: Any,
     processor: Any = None,
     threshold: float = 0.0,
     weight: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -37,6 +36,7 @@ def pseudo_label(
     (batch_size, device, max_images, ...): as in `predict`. True labels of the source are neither read nor kept.
     Raises ValueError for a streamed source, whose rows cannot be asked for again, and for a threshold outside [0, 1].
     """
+    source = load_source(source)
     from datasets import ClassLabel, Value
 
     if not 0 <= threshold <= 1 or keep not in ("all", "confident"):

@@ -22,6 +22,7 @@ from ..hub.folder import publishable
 from ..hub.pictures import may_show
 from ..hub.publish import card_for, create_repo, push_command, upload
 from ..methods import name_of
+from .inputs import each
 
 logger = logging.getLogger("hf_ssl.training")
 
@@ -60,7 +61,9 @@ class PublishingTrainer(Trainer):
 
     def _division(self) -> dict[str, Any]:
         """How many rows train and how many are measured on, as far as the trainer was told."""
-        queries = None if self.eval_queries is None else self.eval_queries.num_rows
+        counts = [source.num_rows for source in each(self.eval_queries)]
+        known = [count for count in counts if count is not None]
+        queries = sum(known) if known and len(known) == len(counts) else None
         return {"train": self.train_source.num_rows, "measured": queries, "trained_on": self.trained_queries}
 
     @property
