@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_ssl.data.sources import load_source
 from hf_ssl.evaluation.classification import predict
+from hf_ssl.files import whole_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,12 +75,10 @@ def save_pseudo_labels(dataset: Dataset, path: str | Path) -> Path:
     path = Path(path).expanduser()
     file = path if path.suffix == ".parquet" else path / "pseudo_labels.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.tmp")  # moved when whole: a reader never sees half a file
     schema = dataset.features.arrow_schema
-    with pq.ParquetWriter(scratch, schema) as writer:
+    with whole_file(file) as scratch, pq.ParquetWriter(scratch, schema) as writer:
         for table in dataset.with_format("arrow").iter(1000):
             writer.write_table(embed_table_storage(table.cast(schema)))
-    scratch.replace(file)
     return file
 
 

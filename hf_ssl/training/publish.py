@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
+from ..files import whole_file
 from ..hub import ParityError, check_parity, draw_pictures, export, write_card
 from ..hub.errors import PublishError
 from ..hub.folder import publishable
@@ -112,7 +113,8 @@ class PublishingTrainer(Trainer):
         export(method, self.views, folder, run)
         check_parity(folder, method, self.views)
         if not (folder / "run.json").is_file():
-            (folder / "run.json").write_text(json.dumps(run, indent=2, default=str))
+            with whole_file(folder / "run.json") as file:
+                file.write_text(json.dumps(run, indent=2, default=str))
         if may_show(run):
             draw_pictures(folder)
         if self.hub_model_id is None:
