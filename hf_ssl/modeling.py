@@ -5,8 +5,10 @@ and returns an ``SSLOutput``. Everything that a next training step depends on is
 """
 
 import importlib
+import logging
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +24,12 @@ from transformers.utils import ModelOutput
 from . import backbones, distributed, heads, limits, memory, momentum
 from .processing import SSLImageProcessor
 from .processing.published import method_folder
+from .spelling import hint
+
+# Arguments of every config that no attribute of PreTrainedConfig shows.
+_ARGUMENTS = ("attn_implementation", "experts_implementation", "auto_map", "quantization_config", "custom_pipelines")
+
+logger = logging.getLogger("hf_ssl")
 
 
 @strict
@@ -38,11 +46,38 @@ class SSLConfig(PreTrainedConfig):
     backbone_config: dict | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs):
+        if unknown := [name for name in kwargs if not _is_of_transformers(name)]:
+            raise ValueError(self.no_field(unknown[0]))
         limits.check(self)
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def no_field(cls, name: str) -> str:
+        """The sentence on a field that the config does not have, with the nearest of its own."""
+        own = [field.name for field in fields(cls) if not _is_of_transformers(field.name)]
+        return f"{cls.__name__} has no field {name!r}{hint(name, own)}."
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers. What another version saved and this one has no field for stays an attribute."""
+        known = {field.name for field in fields(cls)}
+        others = {k: v for k, v in config_dict.items() if k not in known and not _is_of_transformers(k)}
+        loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in others}, **kwargs)
+        if others:
+            names = ", ".join(others)
+            logger.warning("%s has no field %s, which its file holds: another version wrote it.", cls.__name__, names)
+        for name, value in others.items():
+            setattr(loaded[0] if isinstance(loaded, tuple) else loaded, name, value)
+        return loaded
+
     def to_diff_dict(self) -> dict[str, Any]:
         return _without_folders(super().to_diff_dict())  # what is saved is published
+
+
+def _is_of_transformers(name: str) -> bool:
+    """Whether every config of transformers may be given that argument: id2label, dtype, attn_implementation, ..."""
+    own = getattr(PreTrainedConfig, name, None)
+    return name.startswith("_") or name in _ARGUMENTS or (hasattr(PreTrainedConfig, name) and not callable(own))
 
 
 def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
@@ -290,7 +325,14 @@ class SSLModel(PreTrainedModel):
                 )
             kwargs["subfolder"] = folder
         with_master_weights(kwargs)
-        return super().from_pretrained(where, *args, config=config, **kwargs)
+        try:
+            return super().from_pretrained(where, *args, config=config, **kwargs)
+        except TypeError as error:
+            unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None:
+                raise
+            config_class: Any = cls.config_class
+            raise TypeError(config_class.no_field(unknown[1])) from error
 
     @classmethod
     def is_custom_code(cls) -> bool:

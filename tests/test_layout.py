@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ CORE = {
     "momentum_contrast", "clustering", "convolutions", "masked_siamese", "self_distillation",
     "class_token",
 }  # fmt: skip
-LOW = {"lazy", "spelling", "documents", "loading", "limits"}  # know nothing of pictures or methods
+LOW = {"lazy", "spelling", "documents", "loading", "limits", "pixels", "files"}  # know nothing of pictures or methods
 BELOW = {  # what each part of hf_ssl may import, besides itself; "" is hf_ssl/__init__.py
     "cli": {"training", "evaluation", "hub", "methods", "processing", "data", ""} | CORE | LOW,
     "hub": {"evaluation", "methods", "processing", "data", ""} | CORE | LOW,
@@ -117,6 +118,12 @@ def test_the_checks_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("training", "trainer"), ("evaluation", "knn"), ("methods", "joint_embedding", "dino"),
         ("methods", "masked", "mae", "MAEConfig"),
     }  # fmt: skip
+
+
+def test_type_checkers_are_told_that_the_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+    installed = {str(file) for file in metadata.files("hf-ssl") or ()}
+    assert "hf_ssl/__init__.py" not in installed or "hf_ssl/py.typed" in installed  # the wheel ships it
 
 
 def test_importing_hf_ssl_is_cheap_and_enough() -> None:

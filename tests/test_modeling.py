@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import ViTConfig
+from transformers import AutoConfig, ViTConfig
 
 from hf_ssl.methods import METHODS, load, name_of, register
 from hf_ssl.modeling import SSLConfig, SSLModel, SSLOutput
-from tests.contract.tiny import VIT, build
+from tests.contract.tiny import VIT, build, make_config
 
 
 def test_a_config_takes_an_instance_a_dict_or_nothing() -> None:
@@ -16,6 +16,35 @@ def test_a_config_takes_an_instance_a_dict_or_nothing() -> None:
     for given in (ViTConfig(**fields), dict(VIT)):
         assert SSLConfig(backbone_config=given).backbone_config.to_dict() == ViTConfig(**fields).to_dict()
     assert SSLConfig().backbone_config.hidden_size == 768
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_config_refuses_unknown_fields_and_reads_those_of_other_versions(name: str, tmp_path: Path, caplog) -> None:
+    config = make_config(name)
+    kind, state = type(config), config.to_dict()
+    own = next(field for field in state if field.endswith(("temperature", "weight", "momentum", "dim", "config")))
+    with pytest.raises(ValueError, match=f"{kind.__name__} has no field '{own}x'; the nearest is {own}"):
+        kind(**state, **{f"{own}x": 1})
+    with pytest.raises(ValueError, match="has no field 'top_k'"):  # transformers would drop it: texts' generation
+        AutoConfig.for_model(kind.model_type, top_k=1)
+    assert kind(**state).to_dict() == state
+    general = kind(id2label={0: "a"}, dtype="bfloat16", attn_implementation="eager", output_attentions=True)
+    assert (general.num_labels, general.dtype, general._attn_implementation) == (1, torch.bfloat16, "eager")
+    (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), "dtype": None, "of_the_future": 3}))
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is kind and loaded.of_the_future == 3
+    assert {**loaded.to_dict(), "of_the_future": 0, "_name_or_path": ""} == {
+        **state, "of_the_future": 0, "_name_or_path": "",
+    }  # fmt: skip
+    assert f"{kind.__name__} has no field of_the_future" in caplog.text
+
+
+def test_a_misspelt_field_in_from_pretrained_is_no_field_of_another_version(tmp_path: Path) -> None:
+    model = build("simclr")
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path, temperature=0.25).config.temperature == 0.25
+    with pytest.raises(TypeError, match=r"SimCLRConfig has no field .temprature.; the nearest is temperature"):
+        type(model).from_pretrained(tmp_path, temprature=0.25)
 
 
 def test_outputs_leave_out_what_is_none() -> None:

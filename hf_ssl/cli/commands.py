@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..documents import read_json
+from ..files import whole_file
 from ..methods import METHODS
 from .console import CommandError, UsageError, nearest, quiet, say
 from .fields import Flag, paper
@@ -170,7 +171,8 @@ def evaluate(parsed: Parsed) -> int:
     rows = [row | {"trained_on": known} if known and row["model"] in OWN_ROWS else row for row in rows]
     tables.print_results(rows)
     if values["json"]:
-        Path(values["json"]).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        with whole_file(values["json"]) as file:
+            file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         say(f"rows       {values['json']}")
     return 0
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import whole_file
+
 if TYPE_CHECKING:
     from ..data.sources import ImageSource
     from ..evaluation import Features
@@ -31,7 +33,8 @@ def write(path: Path, found: Features, source: ImageSource) -> None:
     if paths is not None and "path" not in columns:
         columns["path"] = paths
     writer = {".parquet": _parquet, ".csv": _csv, ".npz": _npz, ".safetensors": _safetensors}[path.suffix]
-    writer(path, vectors, found.index.numpy(), columns)
+    with whole_file(path) as scratch:
+        writer(scratch, vectors, found.index.numpy(), columns)
 
 
 def _named(labels: Mapping[str, list], source: ImageSource) -> dict[str, list]:

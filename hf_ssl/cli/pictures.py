@@ -54,6 +54,8 @@ def load_pictures(plan: Plan) -> Pictures:
     if data.validation_split is not None and data.validation_fraction is not None:
         raise CommandError("Give --validation_split or --validation_fraction, not both.")
     columns: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
+    if (channels := plan.group("model").get("num_channels")) in (1, 3, 4):  # what files can be decoded to
+        columns["channels"] = channels
     if family == "image_text":
         columns["caption_column"] = plan.group("text").get("caption_column")
     options = {**columns, "streaming": data.streaming, "allow_outside_files": data.allow_outside_files}

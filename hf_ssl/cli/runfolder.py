@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..documents import DocumentError, read_json
+from ..files import whole_file
 from ..training.checkpoints import check_model, checkpoints
 from ..training.lock import lock
 from .console import CommandError, masked
@@ -95,10 +96,9 @@ def cpus() -> int:
 def write_run(folder: Path, record: dict[str, Any]) -> None:
     """run.json, secrets masked; written beside and moved, so that a reader never sees half of it."""
     text = json.dumps(masked(record), indent=2, ensure_ascii=False, default=str)
-    scratch = folder / ".run.json.tmp"
-    # a path that is not UTF-8 is written as JSON's own escape, and read back as it was
-    scratch.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    scratch.replace(folder / "run.json")
+    with whole_file(folder / "run.json") as file:
+        # a path that is not UTF-8 is written as JSON's own escape, and read back as it was
+        file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_run(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """From the bytes of one image file (or an array) to a (H, W, C) uint8 picture, or one clear error.
 
 Every source goes through `decode_image`, so every kind of file comes out the same way: upright (EXIF), 16 bits scaled
-and not clipped, transparency laid on white, and a broken file is an error that names it, never a grey picture.
+and not clipped, transparency dropped as transformers' pipelines drop it (`hf_ssl.pixels`), and a broken file is an
+error that names it, never a grey picture.
 
 Plain 8-bit JPEG goes through simplejpeg (libjpeg-turbo, as in Pillow, so the same pixels, without Pillow's copies) and
 may wait for the views to say how small it is wanted. No maintained wheel decodes a part of a JPEG file; all else, and
@@ -25,6 +26,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from hf_ssl.data import remote
 from hf_ssl.data.files import NotRegularError, open_regular, read_starting
+from hf_ssl.pixels import eight_bits, pil_pixels
 
 MAX_PIXELS = 178_956_970  # Pillow's own error limit; checked from the header, before anything is decoded
 _ORIENTATION = 0x0112  # EXIF tag
@@ -67,7 +69,7 @@ def decode_image(
             list (H, W) or (H, W, C); (C, H, W) is understood when C is `channels` and the last axis is not.
         channels: 1 (grey), 3 (RGB), 4 (RGBA for files, any four bands for arrays) or any other number (arrays only).
         where: how errors name the image; the path by default.
-        keep_alpha: return RGBA (H, W, 4); otherwise transparency is laid on white.
+        keep_alpha: return RGBA (H, W, 4); otherwise transparency is dropped and the stored colours stay.
         plain: take the short way of plain JPEG.
 
     Raises:
@@ -261,24 +263,11 @@ def _from_pil(image: Image.Image, channels: int, keep_alpha: bool, where: str) -
     wanted = 4 if keep_alpha else channels
     if wanted not in (1, 3, 4):
         raise BadImageError(where, f"an image file holds at most 4 channels, {wanted} are wanted; use array columns")
-    if image.mode == "RGB" and wanted == 3 and "transparency" not in image.info:
-        return np.asarray(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
         values = np.clip(values, 0, 65535).astype(np.uint16) if image.mode == "I" else values
         return _from_array(values, wanted, where)
-    if wanted == 4:
-        return np.asarray(image if image.mode == "RGBA" else image.convert("RGBA"))
-    if image.has_transparency_data:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image, mask=image)
-        image = white
-    mode = "RGB" if wanted == 3 else "L"
-    if mode == "L" and image.mode in ("LAB", "HSV", "CMYK", "YCbCr", "P"):
-        image = image.convert("RGB")  # Pillow knows no direct way to grey from some of these
-    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return pixels if wanted == 3 else pixels[:, :, None]
+    return pil_pixels(image, wanted)
 
 
 def _from_array(array: np.ndarray, channels: int, where: str) -> np.ndarray:
@@ -310,7 +299,7 @@ def _to_uint8(array: np.ndarray, where: str) -> np.ndarray:
     if kind == "b":
         return array.astype(np.uint8) * 255
     if kind == "u" and array.dtype.itemsize == 2:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return eight_bits(array)
     low, high = array.min(), array.max()
     if kind in "iu":
         if low < 0 or high > 255:

@@ -7,12 +7,12 @@ import glob
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_ssl.data import local, remote
+from hf_ssl.data import given, local, remote
 from hf_ssl.data.captions import Captions, FileCaptions, find_captions
 from hf_ssl.data.decode import BadImageError, decode_image
 from hf_ssl.data.files import Home, OutsideError, local_path, printable, resolved
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 BUILT_IN = ("emoji", "emoji:placed", "fashion-mnist")
 ACCEPTED = (
     f"one of {', '.join(BUILT_IN)}; a folder or glob of images; a .parquet or .tar (webdataset) file, glob or folder; "
-    "a Hub dataset owner/name or owner/name:config; or a dataset of the `datasets` library"
+    "a Hub dataset owner/name or owner/name:config; a dataset of the `datasets` library; or a list or torch dataset "
+    "of images, (image, label) pairs or rows with an image"
 )
-_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_NAMES = ("label", "labels", "cls", "class")
 
 
@@ -120,6 +120,11 @@ class ImageSource:
         picture = self.decode(row)
         return picture if self.render is None else self.render(picture, np.random.default_rng(index))
 
+    def with_channels(self, channels: int) -> ImageSource:
+        """The same with files decoded to `channels`, where that is 1, 3 or 4; arrays and rendered drawings stay."""
+        of_files = self.dtype is None and self.render is None
+        return replace(self, channels=channels) if of_files and channels in (1, 3, 4) else self
+
     @property
     def has_captions(self) -> bool:
         return self.texts is not None
@@ -178,7 +183,7 @@ class ImageSource:
 
 
 def load_source(
-    spec: str | os.PathLike | Dataset | IterableDataset,
+    spec: Any,
     split: str = "train",
     streaming: bool = False,
     image_column: str | None = None,
@@ -191,8 +196,10 @@ def load_source(
 
     Args:
         spec: `emoji`, `emoji:placed`, `fashion-mnist`, a folder, a parquet or webdataset file, glob or folder, a Hub
-            id `owner/name[:config]`, or a dataset of the `datasets` library. A glob of images or of their folders
-            is a folder of those images. What exists on disk comes before the Hub.
+            id `owner/name[:config]`; what exists on disk comes before the Hub. A glob of images or of their folders is
+            a folder of those images. Or a Dataset or IterableDataset of the `datasets` library (a format or transform
+            set on it is not used), a DatasetDict, and what is read into memory: a list of PIL images, arrays, paths or
+            rows, a torch Dataset of those, see `given.in_memory`. An `ImageSource` comes back as it is.
         split: train, validation, test or any name the source has. A source without splits is all `train`.
         streaming: read shards as they come; otherwise, and for built-in sets and folders, any row can be asked for.
         image_column, label_column: their names, where they cannot be told from the columns' types and names.
@@ -206,12 +213,10 @@ def load_source(
     Raises:
         SourceError: nothing that can be read, no such split, or no such column; says what there is.
     """
-    if hasattr(spec, "column_names"):
-        name = getattr(getattr(spec, "info", None), "dataset_name", None) or "the dataset given"
-        source = _from_dataset(name, spec, str(getattr(spec, "split", None) or split), image_column, None)
-        return _finish(source, label_column, caption_column, channels)
+    if isinstance(spec, ImageSource):
+        return spec
     if not isinstance(spec, (str, os.PathLike)):
-        raise SourceError(f"A {type(spec).__name__} is no dataset that is known here. Give {ACCEPTED}.")
+        return _finish(_of_an_object(spec, split, image_column), label_column, caption_column, channels)
     spec = os.fspath(spec)
     path = os.path.expanduser(spec)
     if spec in ("emoji", "emoji:placed"):
@@ -225,6 +230,21 @@ def load_source(
         source.missing, source.home = found.missing, found.home
     source.outside = allow_outside_files
     return _finish(source, label_column, caption_column, channels)
+
+
+def _of_an_object(data: Any, split: str, image_column: str | None) -> ImageSource:
+    data = given.pick(data, split)
+    dataset = data if given.is_dataset(data) else given.in_memory(data, image_column)
+    if dataset is None:
+        hint = ""
+        if hasattr(data, "__iter__"):
+            hint = " Of what can only be iterated make a stream: datasets.IterableDataset.from_generator(...)."
+        raise SourceError(
+            f"An object of type {type(data).__name__} is no dataset that is known here.{hint} Give {ACCEPTED}."
+        )
+    name = getattr(getattr(dataset, "info", None), "dataset_name", None) or "the dataset given"
+    split = str(getattr(dataset, "split", None) or split)
+    return _from_dataset(name, dataset.with_format(None), split, image_column, None)
 
 
 def _finish(
@@ -382,7 +402,7 @@ def _from_dataset(spec: str, dataset: Any, split: str, image_column: str | None,
             raise SourceError(f"{spec} has {sum(shards.lengths):,} rows, of which {len(dataset):,} were read.")
     shape, source.dtype = _array_type(features[name])
     if shape is not None or source.dtype is not None:
-        source.channels = _channels(shape or np.asarray(_first(source)).shape)
+        source.channels = given.channels_of(shape or np.asarray(_first(source)).shape)
     return source
 
 
@@ -435,7 +455,7 @@ def _image_column(spec: str, features: Any, asked: str | None) -> str:
 
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     stored = [name for name, kind in features.items() if isinstance(kind, dict) and {"bytes", "path"} & set(kind)]
-    named = [name for name in _IMAGE_NAMES if name in features]
+    named = [name for name in given.IMAGE_NAMES if name in features]
     if asked is not None:
         candidates = [asked] if asked in features else []
     else:
@@ -458,11 +478,6 @@ def _array_type(kind: Any) -> tuple[tuple[int, ...] | None, str | None]:
     while hasattr(kind, "feature") or (isinstance(kind, list) and kind):
         kind, depth = kind.feature if hasattr(kind, "feature") else kind[0], depth + 1
     return (None, kind.dtype) if depth in (2, 3) else (None, None)
-
-
-def _channels(shape: tuple[int, ...]) -> int:
-    """Bands of an (H, W), (H, W, C) or (C, H, W) array: the smaller end, the last where both are equal."""
-    return 1 if len(shape) < 3 else shape[2] if shape[2] <= shape[0] else shape[0]
 
 
 def _first(source: ImageSource) -> Any:

@@ -162,8 +162,8 @@ def load_album(run: Run, dataset: str | None = None, max_images: int = 1500, pro
     """The run's model, what it was before training, and at most `max_images` pictures with both models' features."""
     if not (run.folder / "config.json").is_file():
         raise Missing(f"There is no exported model (config.json) in {run.folder}.")
-    source = run.source(dataset)
     model, processor = load_backbone(str(run.folder))
+    source = run.source(dataset).with_channels(Prepare(processor).channels)
     options: dict[str, Any] = {"max_images": max_images, "progress": progress, "batch_size": 128}
     found = extract_features(model, source, processor, columns=(EMOJI_PAIRING.item,), **options)
     before_model, before_name = before_training(run, model, processor)

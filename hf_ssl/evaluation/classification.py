@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hf_ssl.data.classes import UNLABELED, class_value, declared_names, names_of
+from hf_ssl.data.sources import ImageSource, load_source
 from hf_ssl.evaluation.features import Collect, Prepare, run_over
 from hf_ssl.evaluation.natives import class_names, load_native
-
-if TYPE_CHECKING:
-    from hf_ssl.data.sources import ImageSource
 
 CALIBRATION_BINS = 15  # as Guo et al. 2017 (arXiv 1706.04599) report their tables
 UNKNOWN = UNLABELED
@@ -42,7 +40,7 @@ class Predictions:
 
 def predict(
     model: str | Path | nn.Module,
-    source: ImageSource,
+    source: Any,
     processor: Any = None,
     label: str | None = None,
     batch_size: int = 256,
@@ -59,6 +57,7 @@ def predict(
     gives -1.
     Raises LabelMismatchError where labels and classes do not fit, ValueError for a model that is no classifier.
     """
+    source = load_source(source)
     native, processor, kind = load_native(model, processor, device)
     if kind != "classifier" or (count := native.config.num_labels) < 2:
         raise ValueError(f"{type(native).__name__} is no image classifier of 2 classes or more.")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from hf_ssl.data.classes import in_order, matching_column, task_labels
+from hf_ssl.data.sources import ImageSource, load_source
 from hf_ssl.evaluation.classification import (
     LabelMismatchError,
     classification_report,
@@ -26,9 +27,6 @@ from hf_ssl.evaluation.natives import load_native, model_kind
 from hf_ssl.evaluation.prompts import Prompts
 from hf_ssl.evaluation.segmentation import NoAttentionError, NoMaskError, attention_segmentation
 from hf_ssl.evaluation.zero_shot import class_list, classify, retrieve, zero_shot_accuracy
-
-if TYPE_CHECKING:
-    from hf_ssl.data.sources import ImageSource
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +66,8 @@ def natural_measures(model) -> tuple[str, ...]:
 def evaluate_backbone(
     model,
     processor,
-    train_source: ImageSource,
-    test_source: ImageSource,
+    train_source: Any,
+    test_source: Any,
     labels: Sequence[str] | None = None,
     measures: Sequence[str] = ("knn", "linear", "retrieval", "health"),
     baselines: bool = True,
@@ -102,6 +100,7 @@ def evaluate_backbone(
     holds "classes", "per_class_recall", "confusion" and "calibration". What cannot be measured is left out of the row
     and said once in the log. Raises ValueError for an unknown measure or label, and for classes that do not match.
     """
+    train_source, test_source = load_source(train_source), load_source(test_source)
     unknown = [measure for measure in measures if measure not in MEASURES]
     if unknown:
         raise ValueError(f"Unknown measure {unknown[0]!r}: choose among {', '.join(MEASURES)}.")

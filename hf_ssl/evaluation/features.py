@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,10 @@ from tqdm.auto import tqdm
 from hf_ssl.data import workers
 from hf_ssl.data.classes import declared_names
 from hf_ssl.data.shards import table_rows
+from hf_ssl.data.sources import ImageSource, load_source
 from hf_ssl.evaluation.knn import as_features
 from hf_ssl.evaluation.natives import image_features, image_processor
 from hf_ssl.loading import load_pretrained
-
-if TYPE_CHECKING:
-    from hf_ssl.data.sources import ImageSource
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +109,7 @@ def untrained(model_or_config, seed: int = 0) -> nn.Module:
 
 def extract_features(
     model,
-    source: ImageSource,
+    source: Any,
     processor=None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
@@ -124,13 +122,15 @@ def extract_features(
     """Frozen features of every picture of `source`, by `hf_ssl.backbones.features` (ViT: class token, else mean
     pooling); of an image-text model, its image embedding.
 
-    `model`: any native transformers vision model, or a folder / Hub id. `processor`: see `load_backbone`. `device`:
+    `model`: any native transformers vision model, or a folder / Hub id. `source`: anything that `load_source` reads.
+    `processor`: see `load_backbone`. `device`:
     where to run (the model returns to its own device afterwards); None = where it is. `num_workers`: decoding
     processes (a stream uses at most one). `max_images`: a fixed random subset of that many rows (a stream: its first
     rows). `columns`: row columns kept beside `source.labels`; `captions`: keep `source.captions(row)` as well, under
     CAPTIONS. Pictures that cannot be decoded are left out and named in `.skipped`. Runs in the model's own precision;
     a model in half precision is reported. Raises ValueError if nothing is left or a feature is not finite.
     """
+    source = load_source(source)
     model, processor = load_backbone(model, processor, device)
     collect = Collect(source, Prepare(processor), (*columns, CAPTIONS) if captions else columns)
     outputs = run_over(model, image_features, collect, batch_size, device, num_workers, progress, max_images)
@@ -177,7 +177,7 @@ def _stack(parts: Iterator[Tensor], source: ImageSource) -> Tensor:
 
 
 def raw_pixels(
-    source: ImageSource,
+    source: Any,
     size: int = 32,
     batch_size: int = 256,
     num_workers: int = 0,
@@ -186,6 +186,7 @@ def raw_pixels(
     columns: Sequence[str] = (),
 ) -> Features:
     """The baseline without a network: each picture at (size, size), flattened, in [-1, 1]; D = size^2 C."""
+    source = load_source(source)
     collect = Collect(source, _Resize(size), columns)
     batches = batches_of(collect, batch_size, num_workers, progress, max_images, "raw pixels")
     return collect.finish(_stack(batches, source), "raw pixels")
@@ -196,10 +197,11 @@ class Prepare:
 
     def __init__(self, processor):
         self.processor = processor
+        self.channels = len(getattr(processor, "image_mean", None) or ())
 
     def __call__(self, pictures: list[np.ndarray], **overrides: Any) -> Tensor:
         channels = pictures[0].shape[-1]
-        if channels != 3 and channels == len(getattr(self.processor, "image_mean", None) or ()):
+        if channels != 3 and channels == self.channels:
             overrides.setdefault("do_convert_rgb", False)  # the model takes these channels as they are
         pictures = [
             np.require(picture, requirements="W") for picture in pictures
@@ -224,7 +226,7 @@ class Collect:
     """DataLoader collate function (runs in the worker) and, in the main process, the ledger of what came through."""
 
     def __init__(self, source: ImageSource, prepare, columns: Sequence[str]):
-        self.source, self.prepare = source, prepare
+        self.source, self.prepare = source.with_channels(getattr(prepare, "channels", 0)), prepare
         self.columns = tuple(dict.fromkeys([*source.labels, *columns]))
         self.labels: dict[str, list] = {name: [] for name in self.columns}
         self.index: list[int] = []

@@ -15,6 +15,7 @@ from hf_ssl.evaluation.album import Album, Missing, NotApplicable, Run, load_alb
 from hf_ssl.evaluation.features import frozen
 from hf_ssl.evaluation.knn import nearest
 from hf_ssl.evaluation.thumbnails import thumbnail
+from hf_ssl.files import whole_file
 from hf_ssl.loading import load_pretrained
 
 _GLOW = ((4, 2, 12), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # lightness rises evenly
@@ -68,7 +69,9 @@ def verdict_of(album: Album, query: int, found: int) -> str:
 def gallery_png(run_dir: str | Path, path: str | Path, queries: int = 6, dataset: str | None = None) -> Path:
     """One PNG: `queries` pictures drawn blindly, each with its nearest neighbours before and after training."""
     album = load_album(Run.open(run_dir), dataset, progress=False)
-    before_after_figure(album, queries).save(path)
+    figure = before_after_figure(album, queries)
+    with whole_file(path) as file:
+        figure.save(file)
     return Path(path)
 
 

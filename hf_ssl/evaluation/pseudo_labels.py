@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from hf_ssl.data.sources import load_source
 from hf_ssl.evaluation.classification import predict
+from hf_ssl.files import whole_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from hf_ssl.data.sources import ImageSource
 
 COLUMNS = ("image", "label", "confidence", "weight", "index")
 
 
 def pseudo_label(
     model: str | Path | nn.Module,
-    source: ImageSource,
+    source: Any,
     processor: Any = None,
     threshold: float = 0.0,
     weight: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -37,6 +37,7 @@ def pseudo_label(
     (batch_size, device, max_images, ...): as in `predict`. True labels of the source are neither read nor kept.
     Raises ValueError for a streamed source, whose rows cannot be asked for again, and for a threshold outside [0, 1].
     """
+    source = load_source(source)
     from datasets import ClassLabel, Value
 
     if not 0 <= threshold <= 1 or keep not in ("all", "confident"):
@@ -74,12 +75,10 @@ def save_pseudo_labels(dataset: Dataset, path: str | Path) -> Path:
     path = Path(path).expanduser()
     file = path if path.suffix == ".parquet" else path / "pseudo_labels.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.tmp")  # moved when whole: a reader never sees half a file
     schema = dataset.features.arrow_schema
-    with pq.ParquetWriter(scratch, schema) as writer:
+    with whole_file(file) as scratch, pq.ParquetWriter(scratch, schema) as writer:
         for table in dataset.with_format("arrow").iter(1000):
             writer.write_table(embed_table_storage(table.cast(schema)))
-    scratch.replace(file)
     return file
 
 

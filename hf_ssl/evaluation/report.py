@@ -20,6 +20,7 @@ from hf_ssl.evaluation.charts import number
 from hf_ssl.evaluation.health import diagnose, entropy_shares, health_report
 from hf_ssl.evaluation.natives import model_kind
 from hf_ssl.evaluation.report_table import is_number, table, text, verdict
+from hf_ssl.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def write_report(
 
     `dataset`: whose test pictures to show (default: the run's own). `max_images`: at most so many of them, a fixed
     random subset. A part that cannot be made says why in its place; one that this model or these pictures cannot have
-    is left out. Raises FileNotFoundError where `run_dir` holds no run.
+    is left out. Raises FileNotFoundError where `run_dir` holds no run, WriteError (an OSError) where the page cannot
+    be written: an earlier one is then untouched.
     """
     report = Report(Run.open(run_dir), dataset, max_images, progress)
     parts = [
@@ -89,7 +91,9 @@ def write_report(
     template = string.Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     path = report.run.folder / "report.html"
     title = escape(f"{_method(report)[0]} on {_dataset(report)}")
-    path.write_text(printable(template.substitute(title=title, body="\n".join(filter(None, parts)))), encoding="utf-8")
+    page = printable(template.substitute(title=title, body="\n".join(filter(None, parts))))
+    with whole_file(path) as file:
+        file.write_text(page, encoding="utf-8")
     return path
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ssl.data.sources import ImageSource, load_source
 from hf_ssl.evaluation.features import Collect, Prepare, batches_of, frozen, load_backbone
-
-if TYPE_CHECKING:
-    from hf_ssl.data.sources import ImageSource
 
 
 class NoAttentionError(ValueError):
@@ -58,7 +56,7 @@ def attention_jaccard(attention: Tensor, masks: Tensor, mass: float = 0.6) -> Te
 
 def attention_segmentation(
     model,
-    source: ImageSource,
+    source: Any,
     processor=None,
     picture_and_mask: Callable[[dict, int], tuple[np.ndarray, np.ndarray]] | None = None,
     mass: float = 0.6,
@@ -74,6 +72,7 @@ def attention_segmentation(
     are left out. Returns {"jaccard_best": mean over pictures of the best head, "jaccard_mean": mean over pictures and
     heads, "images": count}. Raises NoAttentionError or NoMaskError, in a sentence.
     """
+    source = load_source(source)
     from hf_ssl.backbones import last_attention
 
     model, processor = load_backbone(model, processor, device)

@@ -6,21 +6,19 @@ import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_ssl.data.classes import declared_names, in_order, names_of
+from hf_ssl.data.sources import ImageSource, load_source
 from hf_ssl.evaluation.classification import UNKNOWN, Predictions
 from hf_ssl.evaluation.features import CAPTIONS, Features, extract_features, frozen
 from hf_ssl.evaluation.knn import nearest
 from hf_ssl.evaluation.natives import load_native, pooled
 from hf_ssl.evaluation.prompts import Prompts, resolve
-
-if TYPE_CHECKING:
-    from hf_ssl.data.sources import ImageSource
 
 RECALL_AT = (1, 5, 10)
 
@@ -68,7 +66,7 @@ def class_embeddings(model: Any, processor: Any, names: Sequence[str], prompts: 
 def zero_shot_predict(
     model: str | Path | nn.Module,
     processor: Any,
-    source: ImageSource,
+    source: Any,
     label: str | None = None,
     prompts: Prompts | None = None,
     **loading: Any,
@@ -82,6 +80,7 @@ def zero_shot_predict(
     zero-shot-image-classification pipeline: softmax of logits_per_image (SigLIP: their sigmoid).
     Raises ValueError for a model without a text tower or a source without that label.
     """
+    source = load_source(source)
     model, processor, kind = load_native(model, processor, loading.get("device"))
     if kind != "image_text":
         raise ValueError(f"{type(model).__name__} has no text tower, so it cannot classify by prompts.")
@@ -132,7 +131,7 @@ def class_list(source: ImageSource, label: str, values: Sequence[Any] = ()) -> t
 def zero_shot(
     model: str | Path | nn.Module,
     processor: Any,
-    source: ImageSource,
+    source: Any,
     label: str | None = None,
     prompts: Prompts | None = None,
     **loading: Any,
@@ -164,7 +163,7 @@ def zero_shot_accuracy(found: Predictions) -> dict[str, float]:
 def text_retrieval(
     model: str | Path | nn.Module,
     processor: Any,
-    source: ImageSource,
+    source: Any,
     k: Sequence[int] = RECALL_AT,
     canonical: bool = False,
     **loading: Any,
@@ -176,6 +175,7 @@ def text_retrieval(
     "i2t_r10", "t2i_r1", ...}, the same keys with "_chance" (a random order's expectation), "images" and "texts".
     Raises ValueError for a model without a text tower or a source without texts.
     """
+    source = load_source(source)
     model, processor, kind = load_native(model, processor, loading.get("device"))
     if kind != "image_text":
         raise ValueError(f"{type(model).__name__} has no text tower, so it cannot be searched by text.")

@@ -13,6 +13,7 @@ from .. import backbones
 from ..data.files import printable_record
 from ..evaluation.report_table import heading
 from ..modeling import Paper, SSLModel
+from ..pixels import MODES
 from .privacy import scrub, scrub_command
 from .results import eval_results, is_hub_id
 
@@ -23,6 +24,11 @@ _OURS = re.compile(r"<!-- hf_ssl:begin\b[^>]*-->.*?<!-- hf_ssl:end -->", re.S)
 _LICENCES = {  # of the built-in pictures
     "emoji": "Google's drawings Apache-2.0, Twitter's CC-BY-4.0, names MIT",
     "fashion-mnist": "MIT",
+}
+
+_RENDERED = {  # how built-in drawings, which are transparent, become pictures
+    "emoji": ", transparent drawings laid on white",
+    "emoji:placed": ", transparent drawings placed on backgrounds of one colour",
 }
 
 
@@ -49,6 +55,7 @@ print(classify(image<arguments>))"""
 _LOADED = """import torch
 from PIL import Image
 from transformers import <processor>, <model>
+from transformers.image_utils import load_image
 
 image = <picture>
 processor = <processor>.from_pretrained("<repo>")
@@ -62,6 +69,7 @@ _BACKBONE = _Wording(
     """import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
+from transformers.image_utils import load_image
 
 image = <picture>
 processor = AutoImageProcessor.from_pretrained("<repo>")
@@ -101,6 +109,22 @@ _FAMILIES = {
         .replace("<answer>", "outputs = model(**processor(<both>))")
         .replace("<both>", 'text=["a cat", "a dog"], images=image, padding=True, return_tensors="pt"')
         + "\nprint(outputs.logits_per_image.softmax(-1))",
+    ),
+}
+
+
+_PICTURES = {  # <blank>: a picture to try the snippet with; by channels
+    1: 'load_image(<blank>).convert("L")  # yours: load_image("photo.jpg").convert("L")',
+    3: 'load_image(<blank>)  # yours: load_image("photo.jpg")',
+    4: '<blank>  # yours: Image.open("photo.png").convert("RGBA")',
+}
+_DEEP = "16-bit grey, which Pillow cuts off at 255, is the exception: training saw it divided by 257."
+_OPENING = {  # how training saw files; by channels
+    1: "Training saw files as this snippet opens them: upright, grey, an alpha channel dropped. " + _DEEP,
+    3: (
+        "Training saw files as the pipelines and `load_image` open them: upright, RGB, an alpha channel dropped with "
+        "the colours under it kept (an image processor that is handed an image with alpha lays it on white: "
+        '`convert("RGB")` first). ' + _DEEP
     ),
 }
 
@@ -152,6 +176,7 @@ def model_card(
         parameters=f"{sum(parameter.numel() for parameter in native.parameters()) / 1e6:.2f}",
         words=words,
         snippet=_snippet(words, native, repo_id or "path/or/repo", side),
+        opening=_OPENING.get(_channels(native), ""),
         run=shown,
         repo=repo_id or "path/or/repo",
         stem=type(model).__name__,
@@ -170,19 +195,29 @@ def _headed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _snippet(words: _Wording, native: PreTrainedModel, repo: str, side: tuple[int, int] | None) -> str:
-    channels = getattr(getattr(native.config, "vision_config", native.config), "num_channels", 3)
-    side = side or (224, 224)
-    mode = {1: "L", 4: "RGBA"}.get(channels, "RGB")
-    picture = f'Image.new("{mode}", {(side[1], side[0])})  # yours: Image.open("photo.jpg")'
-    if channels not in (1, 3, 4):
-        picture = f"torch.zeros({channels}, {side[0]}, {side[1]})  # yours, uint8 or 0 to 1"
-    filled = {"<repo>": repo, "<picture>": picture, "<task>": words.task}
+    channels, side = _channels(native), side or (224, 224)
+    snippet = words.snippet if channels == 3 else words.without_pipeline or words.snippet
+    picture = '<blank>  # yours: "photo.jpg"' if "pipeline(" in snippet else None
+    filled = {"<picture>": picture_code(channels, side, picture), "<repo>": repo, "<task>": words.task}
     if words is _BACKBONE:
         filled["<feature>"] = _feature(native, channels, side)
-    snippet = words.snippet if channels == 3 else words.without_pipeline or words.snippet
     for name, text in filled.items():
         snippet = snippet.replace(name, text)
-    return snippet if "Image." in snippet else snippet.replace("from PIL import Image\n", "")
+    imports = {"Image.": "from PIL import Image\n", "load_image(": "from transformers.image_utils import load_image\n"}
+    for used, line in imports.items():
+        snippet = snippet if used in snippet else snippet.replace(line, "")
+    return snippet
+
+
+def picture_code(channels: int, side: tuple[int, int], code: str | None = None) -> str:
+    """The expression of a picture (height, width) to try a snippet with, and how to open one's own as training did."""
+    other = f"torch.zeros({channels}, {side[0]}, {side[1]})  # yours, uint8 or 0 to 1"
+    blank = f'Image.new("{MODES.get(channels)}", {(side[1], side[0])})'
+    return (code or _PICTURES.get(channels, other)).replace("<blank>", blank)
+
+
+def _channels(native: PreTrainedModel) -> int:
+    return getattr(getattr(native.config, "vision_config", native.config), "num_channels", 3)
 
 
 def _feature(native: PreTrainedModel, channels: int, side: tuple[int, int]) -> str:
@@ -216,6 +251,7 @@ def _facts(run: dict[str, Any], side: tuple[int, int] | None) -> dict[str, str]:
     if facts["Data"]:
         facts["Data"] += f", split {run['split']}" if run.get("split") else ""
         facts["Data"] += f", {images:,} images" if images else ""
+        facts["Data"] += _RENDERED.get(facts["Data"].partition(",")[0], "")
     if rows := _rows(run.get("division") or {}):
         facts["Rows"] = str(scrub(rows))
     if seen:

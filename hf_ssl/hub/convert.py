@@ -6,11 +6,8 @@ there and in the report as left out. A folder whose fresh load gives other featu
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,16 +15,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 
 from .. import backbones, loading
+from ..files import whole_folder
 from ..methods import METHODS, load
 from ..modeling import Paper, SSLModel
 from ..processing import SSLImageProcessor
 from . import wholes
-from .card import BEGIN, END, citation, merged
+from .card import BEGIN, END, citation, merged, picture_code
 from .checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from .folder import TOLERANCE
 from .natives import Native, Sizes, convert, listed, roots
@@ -83,7 +80,7 @@ def convert_checkpoint(
     method: of ``official.OFFICIAL``; told by the tensors' names if None. which: "teacher" or "student" where a file
     holds both. Heads, picture size (height, width), mean and std, LayerNorm's eps and the activation (by transformers'
     name) are what tensors cannot tell: what is assumed where none is given is in the notes, the card and the config.
-    Raises CheckpointError (a ValueError) with one sentence; nothing is left behind then.
+    Raises CheckpointError (a ValueError) or WriteError (an OSError) with one sentence; nothing is left behind then.
     """
     file, output = Path(file), Path(output)
     _check_output(output, overwrite)
@@ -103,7 +100,7 @@ def convert_checkpoint(
     notes += _picture_notes(processor, image_mean, image_std)
     notes.append(f"its feature, as evaluated here, is {_FEATURES.get(native.family, 'the class token')}")
     left = _left_out(read, names, root, found)
-    with _beside(output) as folder:
+    with whole_folder(output, stale=("*", "ssl/*")) as folder:
         native.model.save_pretrained(folder)
         processor.native_processor().save_pretrained(folder)
         if model is not None:
@@ -277,24 +274,6 @@ def _processor(
     )
 
 
-@contextmanager
-def _beside(output: Path) -> Iterator[Path]:
-    """A folder that becomes ``output`` when all is well, and vanishes otherwise."""
-    folder = output.with_name(f".{output.name}.{os.getpid()}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-        if output.exists():
-            shutil.rmtree(output)
-        folder.rename(output)
-    except SafetensorError as error:  # a full disk is no OSError to it
-        raise CheckpointError(f"{output} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _check_output(output: Path, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"{output} is a file: give a folder.")
@@ -361,8 +340,9 @@ Converted from `{file}` with [hf_ssl](https://pypi.org/project/hf-ssl/). Weights
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
+from transformers.image_utils import load_image
 
-image = Image.new("{mode}", (224, 224))  # yours: Image.open("photo.jpg")
+image = {picture}
 processor = AutoImageProcessor.from_pretrained("{repo}")
 model = AutoModel.from_pretrained("{repo}")
 with torch.no_grad():
@@ -395,7 +375,7 @@ def _card(
     lines += [f"- left out: {line}" for line in grouped(done.left_out)]
     text = _CARD.format(
         begin=BEGIN, end=END, name=paper.name if paper else "Backbone", about=done.about, file=file.name,
-        mode={1: "L", 4: "RGBA"}.get(native.config.num_channels, "RGB"), repo="path/or/repo",
+        picture=picture_code(native.config.num_channels, (224, 224)), repo="path/or/repo",
         feature=_READING.get(native.config.model_type, "outputs.last_hidden_state[:, 0]"),
         lines="\n".join(lines), cite=f"\n```bibtex\n{citation(paper)}\n```" if paper else "",
     )  # fmt: skip

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForPreTraining, PreTrainedModel
 
 from .. import loading
 from ..documents import read_json
 from ..evaluation import load_native
+from ..files import whole_file, whole_folder
 from ..methods import register
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
@@ -29,6 +31,7 @@ _ROOT = (
     "added_tokens.json", "vocab.*", "merges.txt", "*.model", "labeled_rows.json",
 )  # fmt: skip
 
+_STALE = ("model*.safetensors", "model.safetensors.index.json", "labeled_rows.json", "ssl/model*.safetensors*")
 _WITH_PATHS = ("trainer_state.json", "training_args.json", "skipped_images.json")  # of a checkpoint
 _CAPTIONS = {
     "neighbours": "Pictures drawn blindly and their nearest neighbours, before and after training",
@@ -46,17 +49,23 @@ def export(model: SSLModel, processor: SSLImageProcessor, path: str | Path, run:
     path/: native config, safetensors, processor, card, labelled rows. path/ssl/: heads, teacher, buffers, views
     (``SimCLRForPreTraining.from_pretrained(path)`` finds them). ``run`` is run.json's content; its results and command
     go on the card. The weights are float32, also after a start from a bfloat16 checkpoint, unless the method was
-    loaded with another ``dtype``. What a user wrote around the generated part of an earlier README.md stays.
+    loaded with another ``dtype``. What a user wrote around the generated part of an earlier README.md stays. The
+    folder changes when all of it is written; WriteError (an OSError): it is as it was.
     """
-    write_model(model, processor, path, run)
-    write_card(model, path, run)
+    with whole_folder(path, _STALE) as folder:
+        _write(model, processor, folder, run)
+        _card(model, path, run).save(folder / README)
 
 
 def write_model(
     model: SSLModel, processor: SSLImageProcessor, path: str | Path, run: dict[str, Any] | None = None
 ) -> None:
     """``export`` without the card."""
-    path = Path(path)
+    with whole_folder(path, _STALE) as folder:
+        _write(model, processor, folder, run)
+
+
+def _write(model: SSLModel, processor: SSLImageProcessor, path: Path, run: dict[str, Any] | None) -> None:
     _published(model).save_pretrained(path)
     processor.native_processor().save_pretrained(path)
     model.save_pretrained(path / FOLDER)
@@ -76,10 +85,15 @@ def write_card(
     model: SSLModel, path: str | Path, run: dict[str, Any] | None = None, repo_id: str | None = None
 ) -> None:
     """The card of ``path``, with the pictures that lie in it and what users wrote into an earlier one."""
-    path = Path(path)
-    readme = path / README
+    card = _card(model, path, run, repo_id)
+    with whole_file(Path(path, README)) as file:
+        card.save(file)
+
+
+def _card(model: SSLModel, path: str | Path, run: dict[str, Any] | None, repo_id: str | None = None) -> ModelCard:
+    readme = Path(path, README)
     card = model_card(model, run or {}, repo_id, pictures_in(path))
-    merged(card, *([readme.read_text(encoding="utf-8")] if readme.is_file() else [])).save(readme)
+    return merged(card, *([readme.read_text(encoding="utf-8")] if readme.is_file() else []))
 
 
 def pictures_in(path: str | Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 from ..data.sources import BUILT_IN
 from ..evaluation.album import Missing, Run, load_album
 from ..evaluation.pictures import before_after_figure, random_queries, reconstruction_pictures
+from ..files import whole_file
 from .folder import PICTURES
 
 logger = logging.getLogger("hf_ssl.hub")
@@ -28,15 +29,20 @@ def draw_pictures(path: str | Path, dataset: str | None = None, max_images: int 
         album = load_album(run, dataset, max_images, progress=False)
         folder.mkdir(exist_ok=True)
         written.append(folder / "neighbours.png")
-        before_after_figure(album).save(written[-1])
+        _save(before_after_figure(album), written[-1])
         rows = reconstruction_pictures(run, album, random_queries(album.values(), 6))
         written.append(folder / "filled_in.png")
-        _sheet(rows).save(written[-1])
+        _save(_sheet(rows), written[-1])
     except Missing as reason:
         logger.debug("%s", reason)
     except Exception as error:  # a card without a picture is better than no card
         logger.warning("The card has no further pictures: %s", error)
     return [file for file in written if file.is_file()]
+
+
+def _save(picture: Any, path: Path) -> None:
+    with whole_file(path) as file:
+        picture.save(file)
 
 
 def _sheet(rows: Any) -> Any:

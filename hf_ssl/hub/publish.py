@@ -18,6 +18,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
 
+from ..files import whole_file
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
 from .card import merged, model_card
@@ -201,7 +202,8 @@ def _commit(
     done = api.create_commit(
         repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha, num_threads=2
     )
-    readme.write_text(text, encoding="utf-8")
+    with whole_file(readme) as file:
+        file.write_text(text, encoding="utf-8")
     return done
 
 

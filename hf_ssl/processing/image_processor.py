@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import BatchFeature, BitImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 
+from ..pixels import MODES, eight_bits, pil_pixels
 from . import ops
 from .followed import checked, follow
 from .published import method_folder
@@ -369,22 +370,17 @@ def _size_dict(size: Any) -> dict[str, int]:
     return {"height": pair[0], "width": pair[1]}
 
 
-_PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
 def to_array(image: Any, channels: int) -> np.ndarray:
     """A PIL picture, array or tensor (HW, HWC or CHW; uint8, or float in 0..1) as uint8 (H, W, channels)."""
     if isinstance(image, Image.Image):
-        if channels not in _PIL_MODES:
+        if channels not in MODES:
             raise ValueError(f"A PIL picture (mode {image.mode}) has no {channels} channels: pass an array.")
         if image.mode in ("I", "F"):
             raise ValueError(f"A PIL picture of mode {image.mode} has no fixed range: scale it to uint8 first.")
+        image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if channels < 4 and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        image = np.asarray(image.convert(_PIL_MODES[channels]))
+            image = Image.fromarray(eight_bits(np.asarray(image)))
+        image = pil_pixels(image, channels)
     array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
     if array.ndim == 2:
         array = array[:, :, None]

@@ -1,5 +1,6 @@
 """From names and numbers to a method and its image processor: presets, warm starts, sizes that fit together."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from .. import backbones, loading, text
-from ..data.sources import ImageSource
+from ..data.labels import label_names
+from ..data.sources import ImageSource, load_source
 from ..methods import load
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
@@ -28,8 +30,8 @@ def default_arguments(name: str) -> dict[str, Any]:
 
 def build_method(
     name: str,
-    source: ImageSource,
-    model_args: ModelArguments,
+    source: Any,
+    model_args: ModelArguments | None = None,
     config_fields: dict[str, Any] | None = None,
     view_fields: dict[str, Any] | None = None,
     seed: int = 0,
@@ -38,14 +40,24 @@ def build_method(
 ) -> tuple[SSLModel, SSLImageProcessor]:
     """A method ready to train on ``source``: random weights from ``seed``, or a warm start from a native checkpoint.
 
+    source: anything that ``load_source`` reads.
+
     Where ``backbone`` is a run of the same method (its ``ssl`` folder or a checkpoint), all of it goes on, heads and
     teachers included, with ``config_fields`` on top of its config and schedules from the start.
 
     config_fields: fields of the method's config. view_fields: attributes and view fields of its image processor.
-    class_names: what a semi-supervised method's classifier tells apart, in the order of the label ids. An image-text
-    method takes its texts, and the vocabulary of a tokenizer that it trains, from ``source``.
+    class_names: what a semi-supervised method's classifier tells apart, in the order of the label ids; default: the
+    classes of ``source``. An image-text method takes its texts, and the vocabulary of a tokenizer that it trains, from
+    ``source``.
     """
     model_class = load(name)
+    model_args = ModelArguments() if model_args is None else model_args
+    if not isinstance(model_args, ModelArguments):
+        raise TypeError(
+            f"model_args is a {type(model_args).__name__}: the order is build_method(name, images, "
+            "ModelArguments(backbone=...), config_fields, view_fields)"
+        )
+    source = load_source(source).with_channels(model_args.num_channels or 0)
     channels = _channels(model_args, source)
     size: Any = model_args.image_size or model_class.processor_class.size["height"]
     chosen = model_args.backbone or model_class.default_backbone
@@ -54,6 +66,8 @@ def build_method(
         built = build_image_text(model_class, source, model_args, texts, config_fields or {}, view_fields or {}, seed)
         built[0].processor = built[1]
         return _with_attention(built[0], model_args), built[1]
+    if class_names is None and model_class.paper.family == "semi_supervised":
+        class_names = label_names(source)
     if (class_names is not None) != (model_class.paper.family == "semi_supervised"):
         raise ValueError(f"class_names go with a semi-supervised method and no other; {name} got {class_names}")
     config_class: Any = model_class.config_class
@@ -62,7 +76,9 @@ def build_method(
     if warm_start:
         backbone: Any = _checkpoint_config(chosen)
         if isinstance(backbone, config_class):
-            earlier, backbone = backbone.to_dict(), backbone.backbone_config
+            known = {field.name for field in dataclasses.fields(config_class)}
+            earlier = {name: value for name, value in backbone.to_dict().items() if name in known}
+            backbone = backbone.backbone_config
         if getattr(backbone, "num_channels", channels) != channels:
             raise ValueError(f"{chosen} takes {backbone.num_channels} channels, the images have {channels}")
         size = model_args.image_size or _oblong(backbone) or size

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 from ..data.labels import LabeledRows, draw_labeled
-from ..data.sources import ImageSource, load_source
+from ..data.sources import load_source
 from ..data.splits import marked, without
 from ..methods import load
 from ..processing import SSLImageProcessor
@@ -58,7 +58,7 @@ class FitReport:
         """Image, label, confidence and weight of every image, for a loop of your own; see ``hf_ssl.pseudo_label``."""
         from ..evaluation import pseudo_label
 
-        return pseudo_label(self.model, _source(images, None), self.processor, threshold=threshold, **options)
+        return pseudo_label(self.model, images, self.processor, threshold=threshold, **options)
 
     def __str__(self) -> str:
         from ..evaluation import format_table
@@ -94,8 +94,8 @@ def fit(
 
     model: a preset (``resnet-18``, ``vit-small``, ...), a folder or Hub id of a native backbone or classifier to start
         from, an export of ours included, or such a model itself (it is copied, not changed).
-    labeled, unlabeled, validation: what ``load_source`` takes (a ``datasets`` dataset, a folder, a Hub id, ...) or an
-        ``ImageSource``. Of ``labeled`` every row that has a label is used, or as many as labels_per_class,
+    labeled, unlabeled, validation: what ``load_source`` reads (a ``datasets`` dataset, a list of images or rows, a
+        folder, a Hub id, ...). Of ``labeled`` every row that has a label is used, or as many as labels_per_class,
         label_fraction or label_ids (row numbers or a file of them) say, drawn once from ``seed``. ``unlabeled``: by
         default all images of ``labeled``; its labels are never trained on. ``validation`` is only measured on: a
         picture of it that is also among the others, byte for byte, is not trained on, and a log line says so.
@@ -108,12 +108,13 @@ def fit(
     family = load(method).paper.family
     if family != "semi_supervised":
         raise ValueError(f"fit trains semi-supervised methods; {method} is one of {family}: use SSLTrainer or hf-ssl")
-    source = _source(labeled, label_column)
-    held = None if validation is None else marked(_source(validation, label_column, source.channels), "validation")
+    source, held = load_source(labeled, label_column=label_column), None
+    if validation is not None:
+        held = marked(load_source(validation, label_column=label_column, channels=source.channels), "validation")
     said: list[str] = []
     source = source if held is None else without(source, held, said)
     chosen, rows = draw_labeled(source, label_column, labels_per_class, label_fraction, label_ids, seed)
-    images = source if unlabeled is None else _source(unlabeled, None, source.channels)
+    images = source if unlabeled is None else load_source(unlabeled, channels=source.channels)
     images = images if held is None or unlabeled is None else without(images, held, said)
     for sentence in said:
         logger.warning("%s", sentence)
@@ -150,9 +151,3 @@ def fit(
         whole, processor, skipped,
         {"method": method, "dataset": source.name, "labeled": rows.to_dict(), "division": division},
     )  # fmt: skip
-
-
-def _source(data: Any, label_column: str | None, channels: int | None = None) -> ImageSource:
-    if isinstance(data, ImageSource):
-        return data
-    return load_source(data, label_column=label_column, channels=channels)

@@ -16,12 +16,14 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
+from ..files import whole_file
 from ..hub import ParityError, check_parity, draw_pictures, export, write_card
 from ..hub.errors import PublishError
 from ..hub.folder import publishable
 from ..hub.pictures import may_show
 from ..hub.publish import card_for, create_repo, push_command, upload
 from ..methods import name_of
+from .inputs import each
 
 logger = logging.getLogger("hf_ssl.training")
 
@@ -60,7 +62,9 @@ class PublishingTrainer(Trainer):
 
     def _division(self) -> dict[str, Any]:
         """How many rows train and how many are measured on, as far as the trainer was told."""
-        queries = None if self.eval_queries is None else self.eval_queries.num_rows
+        counts = [source.num_rows for source in each(self.eval_queries)]
+        known = [count for count in counts if count is not None]
+        queries = sum(known) if known and len(known) == len(counts) else None
         return {"train": self.train_source.num_rows, "measured": queries, "trained_on": self.trained_queries}
 
     @property
@@ -109,7 +113,8 @@ class PublishingTrainer(Trainer):
         export(method, self.views, folder, run)
         check_parity(folder, method, self.views)
         if not (folder / "run.json").is_file():
-            (folder / "run.json").write_text(json.dumps(run, indent=2, default=str))
+            with whole_file(folder / "run.json") as file:
+                file.write_text(json.dumps(run, indent=2, default=str))
         if may_show(run):
             draw_pictures(folder)
         if self.hub_model_id is None:

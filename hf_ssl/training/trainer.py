@@ -23,7 +23,7 @@ from ..data.collator import BadImageLedger, BatchLoader, TooManyBadImages, build
 from ..data.labels import LabeledRows
 from ..data.remote import RemoteError
 from ..data.sources import ImageSource, SourceError
-from ..data.splits import for_testing, trained_queries
+from ..data.splits import for_testing, trained_queries, without
 from ..data.workers import WaitEnded, WorkerError
 from ..hub import scrub
 from ..modeling import SSLModel
@@ -34,6 +34,7 @@ from .build import check_rows
 from .callbacks import HealthCallback, MethodCallback
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import last_complete_checkpoint
+from .inputs import all_labels, check_arguments, each, measured_images, one_of, training_images
 from .lock import lock
 from .optim import decay_names, hold_constant_rates, mark_groups, own_optimiser, scaled_learning_rate
 from .resume import EpochLoader
@@ -47,13 +48,17 @@ class CheckpointError(OSError):
 
 
 class SSLTrainer(CheckpointingTrainer):
-    """Trains a method on an ``ImageSource``; everything else is ``Trainer``.
+    """Trains a method on images; everything else is ``Trainer``.
 
-    model: a method. train_source: images (labels are never read). processing_class: the method's image processor.
-    eval_bank, eval_queries: labelled sources for what ``evaluate()`` measures (``--eval_strategy steps``).
-    labeled_source, labeled_rows: what ``data.labels.draw_labeled`` returned (semi-supervised methods); a batch is
-    then per_device_train_batch_size of its images and unlabeled_ratio times as many of train_source.
+    model: a method. train_dataset (or train_source): the images, anything that ``load_source`` reads, such as a
+    Dataset or IterableDataset; labels are never read. processing_class: the method's image processor; default: the one
+    that the model was built with. eval_dataset (or eval_queries): labelled images that ``evaluate()`` measures on, or
+    a dict of them; eval_bank: those that vote for them in kNN, default: the other training images, where labelled.
+    labeled_source, labeled_rows: what ``data.labels.draw_labeled`` returned (semi-supervised methods; default: all
+    labelled training images); a batch is then per_device_train_batch_size of its images and unlabeled_ratio times as
+    many of the training images.
 
+    Arguments of Trainer without a use here (data_collator, compute_metrics, ...) are a TypeError that says what to do.
     ``train`` raises TooManyBadImages (after saving a checkpoint) when more than ``max_bad_fraction`` of the images
     cannot be read, CheckpointError when a checkpoint cannot be written, RunLocked when another run writes into
     ``output_dir``, and ProcessLost when another process of the run has ended. After SIGTERM it saves, returns, and
@@ -65,21 +70,33 @@ class SSLTrainer(CheckpointingTrainer):
         self,
         model: SSLModel,
         args: SSLTrainingArguments,
-        train_source: ImageSource,
-        processing_class: SSLImageProcessor,
-        eval_bank: ImageSource | None = None,
-        eval_queries: ImageSource | None = None,
+        train_source: Any = None,
+        processing_class: SSLImageProcessor | None = None,
+        eval_bank: Any = None,
+        eval_queries: Any = None,
         shuffle_buffer: int = 4096,
         labeled_source: ImageSource | None = None,
         labeled_rows: LabeledRows | None = None,
         unlabeled_ratio: int = 7,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         **kwargs: Any,
     ):
-        if args.load_best_model_at_end and eval_queries is not None and for_testing(eval_queries):
+        args = SSLTrainingArguments("tmp_trainer") if args is None else args  # as in Trainer
+        views: Any = processing_class or getattr(model, "processor", None)
+        train_source = one_of(train_source, train_dataset, ("train_source", "train_dataset"))
+        train_source = training_images(train_source, views)
+        check_arguments(model, args, views, kwargs)
+        eval_queries = one_of(eval_queries, eval_dataset, ("eval_queries", "eval_dataset"))
+        eval_bank, eval_queries = (measured_images(data, train_source) for data in (eval_bank, eval_queries))
+        chosen_on = each(eval_queries)
+        if args.load_best_model_at_end and (tests := [source.split for source in chosen_on if for_testing(source)]):
             raise ValueError(
-                f"load_best_model_at_end would choose the checkpoint on the {eval_queries.split} images; choose on "
+                f"load_best_model_at_end would choose the checkpoint on the {tests[0]} images; choose on "
                 "others: --validation_split, or --validation_fraction of the training images"
             )
+        if labeled_source is None and model.paper.family == "semi_supervised":
+            labeled_source, labeled_rows = all_labels(model, train_source, args.seed)
         if args.base_learning_rate is not None:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             args.learning_rate = scaled_learning_rate(args.base_learning_rate, model.lr_scaling, batch)
@@ -89,13 +106,15 @@ class SSLTrainer(CheckpointingTrainer):
         model.train()  # as training will have it: BatchNorm in evaluation needs no other images
         ratio = unlabeled_ratio if labeled_source is not None else 0
         model.check_batch(args.per_device_train_batch_size * (1 + ratio), args.world_size)
-        for key, size in processing_class.view_sizes.items():
+        for key, size in views.view_sizes.items():
             model.check_size(key, *size)
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries
         self.shuffle_buffer = shuffle_buffer
         self.labeled_source, self.labeled_rows, self.unlabeled_ratio = labeled_source, labeled_rows, unlabeled_ratio
-        self.views = model.processor = processing_class
-        self.trained_queries = trained_queries(eval_queries, train_source, labeled_source, bank=eval_bank)
+        self.views = model.processor = views
+        trained = (train_source, labeled_source)
+        self.trained_queries = sum(trained_queries(source, *trained, bank=eval_bank) for source in chosen_on)
+        self._voting: tuple[ImageSource, ImageSource] | None = None  # the last queries, and who votes for them
         self.card_facts = {}
         self.ledger = BadImageLedger()
         self._loader: EpochLoader | None = None
@@ -106,8 +125,11 @@ class SSLTrainer(CheckpointingTrainer):
         self._window: dict[str, tuple[Tensor | float, int]] = {}  # metric -> (sum, count) since the last log
         self._images, self._clock = 0, time.perf_counter()
         self._unwrapped: tuple[Any, Any] = (None, None)
-        kwargs.setdefault("eval_dataset", None if eval_queries is None else eval_queries.dataset)
-        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+        asked = {source.name: source.dataset for source in chosen_on} or None  # Trainer wants to know whether any is
+        super().__init__(model=model, args=args, processing_class=views, eval_dataset=asked, **kwargs)
+        self.train_dataset = train_source.dataset
+        for source in chosen_on if args.eval_strategy != "no" else ():
+            self._bank(source)  # now, not after hours
         self.stopper = StopCallback(self)
         for callback in (MethodCallback(self), HealthCallback(self), self.stopper):
             self.add_callback(callback)
@@ -317,11 +339,16 @@ class SSLTrainer(CheckpointingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """What suits the method: see ``training.online.measure``; every key starts with ``metric_key_prefix``."""
-        if self.eval_bank is None or self.eval_queries is None:
-            raise ValueError("evaluate() needs labelled images: pass eval_bank and eval_queries to SSLTrainer")
+        """What suits the method: see ``training.online.measure``; every key starts with ``metric_key_prefix``.
+
+        eval_dataset: other images than the trainer's, or a dict of them; the key of one of the trainer's.
+        """
+        queries = self._queries(eval_dataset)
+        if isinstance(queries, dict):
+            named = ((f"{metric_key_prefix}_{name}", source) for name, source in queries.items())
+            return {key: value for prefix, part in named for key, value in self.evaluate(part, None, prefix).items()}
         method = self.whole_method()
-        pair = (self.eval_bank, self.eval_queries)
+        pair = (self._bank(queries), queries)
         measured = None
         if method is not None:
             measured = online.measure(method, self.views, *pair, self.args.eval_images or None, self.args.device)
@@ -332,6 +359,45 @@ class SSLTrainer(CheckpointingTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _queries(self, given: Any) -> Any:
+        if isinstance(given, str) and isinstance(self.eval_queries, dict) and given in self.eval_queries:
+            given = self.eval_queries[given]
+        found = self.eval_queries if given is None else measured_images(given, self.train_source)
+        if found is None:
+            raise ValueError("evaluate() needs labelled images: pass eval_dataset to SSLTrainer, or to evaluate()")
+        return found
+
+    def _bank(self, queries: ImageSource) -> ImageSource:
+        """The images that vote, where the method is measured by kNN."""
+        bank = self.train_source if self.eval_bank is None else self.eval_bank
+        if self.method.paper.family in ("semi_supervised", "image_text"):
+            return bank
+        for source, name in ((queries, "eval_dataset"), (bank, "eval_bank")):
+            if not source.labels:
+                raise ValueError(
+                    f"evaluate() measures kNN, and {source.name} (split {source.split}) has no labels: give {name} "
+                    "images with labels, or name their column: load_source(..., label_column=...)"
+                )
+        return bank if self.eval_bank is not None else self._others(queries)
+
+    def _others(self, queries: ImageSource) -> ImageSource:
+        """The training images that are not among ``queries``; a picture does not vote for itself."""
+        if self._voting is None or self._voting[0] is not queries:
+            try:
+                self._voting = queries, without(self.train_source, queries)
+            except SourceError as error:
+                raise ValueError(
+                    f"evaluate() measures kNN, and all pictures of {self.train_source.name} are measured on, so none "
+                    "is left to vote: give other images as eval_dataset, or some as eval_bank"
+                ) from error
+        return self._voting[1]
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            "SSLTrainer predicts nothing: hf_ssl.evaluation.extract_features gives features, and predict a "
+            "classifier's probabilities, of any native model and of trainer.model.export_backbone"
+        )
 
     def whole_method(self) -> SSLModel | None:
         """The method with all of its weights on the first process, None on the others. Every process must call it."""

@@ -5,6 +5,7 @@ leaves DIR/NAME.json for the test to judge.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests import PATIENCE
 from tests.hub_server import LoopbackHub
@@ -320,10 +322,10 @@ def refused(folder: Path, hub: LoopbackHub) -> dict[str, Any]:
     found["repeated"] = main_publish(kept[0], REPO)
     for path in kept:
         shutil.rmtree(path)
-    (folder / "full").mkdir()
-    (folder / "full" / "README.md").symlink_to("/dev/full")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     try:
-        module.write_checked(folder / "full", model, views, REPO, {})
+        with mock.patch("os.fsync", side_effect=full):  # what is written goes to the disk
+            module.write_checked(folder / "full", model, views, REPO, {})
     except OSError as error:
         found["sentences"]["disk full"] = str(error)
     return found
