@@ -45,7 +45,7 @@ def _check_own_size(config: PreTrainedConfig) -> None:
     height, width = image_size(config)
     try:
         with torch.device("meta"), torch.no_grad():
-            whole = AutoModel.from_config(copy.deepcopy(config), dtype=torch.float32).eval()
+            whole = from_config(AutoModel, copy.deepcopy(config), dtype=torch.float32).eval()
             whole(torch.zeros(1, getattr(config, "num_channels", 3), height, width))
     except (RuntimeError, TypeError, ValueError) as error:
         cause = str(error).splitlines()[0]

@@ -32,7 +32,7 @@ def sentence(error: Exception) -> str | None:
     if kind in _OF_FILES:
         return _first(words)
     home = raised_in(error)
-    if home in ("hf_ssl", ""):
+    if home in ("hf_ssl", "") or isinstance(error, RecursionError):
         return None
     if isinstance(error, RuntimeError) or (isinstance(error, TypeError) and _ARGUMENT.search(words)):
         return f"{home} refuses: {_first(words)} {_HINT}"

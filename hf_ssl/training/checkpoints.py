@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..documents import parse_json, read_json
+
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
 _WEIGHTS = ("model*.safetensors", "pytorch_model*", "model.safetensors.index.json", "global_step*")
@@ -59,7 +61,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         content = {"facts": found["facts"], "files": found["files"]}
         if found["checksum"] != _own_checksum(content):
             raise ValueError
@@ -108,7 +110,7 @@ def _contradiction(path: Path) -> str | None:
         return f"{path.name} is empty"
     try:
         if path.suffix == ".json":
-            json.loads(path.read_bytes())
+            read_json(path)
         elif path.suffix == ".safetensors":
             _check_safetensors(path)
         elif path.suffix in (".pt", ".pth", ".bin") and path.name != "training_args.bin":
@@ -124,7 +126,7 @@ def _check_safetensors(path: Path) -> None:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > size - 8:
             raise ValueError
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length).decode("utf-8"), finite=False)
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if max(ends, default=0) != size - 8 - length:
         raise ValueError

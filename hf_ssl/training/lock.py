@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..documents import parse_json
+
 NAME = ".run.lock"
 logger = logging.getLogger("hf_ssl.training")
 
@@ -77,7 +79,7 @@ def _refuse_if_running(path: Path, text: str) -> None:
     if not text:
         return
     try:
-        held = json.loads(text)
+        held = parse_json(text)
         pid, host, started = held["pid"], held["host"], held["started"]
     except (ValueError, KeyError, TypeError):
         logger.warning("%s is damaged, so it is taken over.", path)

@@ -176,7 +176,7 @@ def test_pseudo_labels_of_a_folder(run_folder, pictures, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "24 of them with confidence 0.9 or more" in out and "24  blue" in out and "0  red" in out
     for extra, words in (
-        (["--threshold", "1.2"], "--threshold lies from 0 to 1"),
+        (["--threshold", "1.2"], "--threshold must be from 0 to 1"),
         (["--output", str(tmp_path / "x.csv")], "ends in .parquet"),
         (["--keep", "sure"], "--keep"),
     ):

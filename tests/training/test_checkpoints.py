@@ -185,9 +185,10 @@ def test_the_commands_tell_a_damaged_model_and_a_run_without_checkpoint_in_a_sen
         assert said.startswith(f"hf-ssl: {command[0]}: the model in {folder} is not whole: model.safetensors holds")
         assert said.rstrip().endswith(f"the newest whole one is {run}/checkpoint-2.")
 
+    words = ["train", "simclr", "--dataset", "emoji"]
+
     def resumed(place: Path) -> str:
-        command = ["train", "simclr", "--dataset", "emoji", "--output_dir", str(place)]
-        assert main([*command, "--resume_from_checkpoint"]) == 1
+        assert main([*words, "--output_dir", str(place), "--resume_from_checkpoint"]) == 1
         return capsys.readouterr().err
 
     (tmp_path / "begun").mkdir()
