@@ -20,6 +20,7 @@ from hf_ssl.evaluation.charts import number
 from hf_ssl.evaluation.health import diagnose, entropy_shares, health_report
 from hf_ssl.evaluation.natives import model_kind
 from hf_ssl.evaluation.report_table import is_number, table, text, verdict
+from hf_ssl.untouched import untouched
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Report:
         return values[-1] if values else None
 
 
+@untouched()
 def write_report(
     run_dir: str | Path, dataset: str | None = None, max_images: int = 1500, progress: bool = True
 ) -> Path:

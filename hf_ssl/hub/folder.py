@@ -16,6 +16,7 @@ from ..methods import register
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
 from ..processing.published import FOLDER, method_folder
+from ..untouched import untouched
 from .card import merged, model_card
 from .errors import explain_reading
 from .privacy import scrub
@@ -106,6 +107,7 @@ def publishable(file: Path) -> str | bytes:
     return str(file)
 
 
+@untouched()
 def load_method(where: str | Path, **options: Any) -> tuple[SSLModel, SSLImageProcessor]:
     """The whole method and its view recipe from a run folder, its ``ssl/``, a checkpoint or a Hub repo.
 
@@ -158,10 +160,9 @@ def check_parity(path: str | Path, model: SSLModel, processor: SSLImageProcessor
     if not torch.allclose(pixels, _pixels(processor.eval_processor(), pictures), rtol=0, atol=1e-6):
         raise ParityError(f"{path}: its image processor makes other pictures of the same files than training did.")
     pixels = pixels.to(model.device, model.dtype)
-    training = model.training
-    mine, worst = _published(model.eval()), 0.0
-    try:
-        for name, outputs in _outputs(native, mine, kind, pixels).items():
+    worst = 0.0
+    with untouched(model):
+        for name, outputs in _outputs(native, _published(model.eval()), kind, pixels).items():
             loaded, trained = outputs
             scale = max(float(trained.abs().max()), 1e-12)
             worst = max(worst, float((loaded - trained).abs().max()) / scale)
@@ -170,8 +171,6 @@ def check_parity(path: str | Path, model: SSLModel, processor: SSLImageProcessor
                     f"{path}: plain transformers loads a model whose {name} differ by {worst:.2g} of their size from "
                     f"the trained one's (at most {TOLERANCE:g} is right)."
                 )
-    finally:
-        model.train(training)
     return worst
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ..data.sources import BUILT_IN
 from ..evaluation.album import Missing, Run, load_album
 from ..evaluation.pictures import before_after_figure, random_queries, reconstruction_pictures
+from ..untouched import untouched
 from .folder import PICTURES
 
 logger = logging.getLogger("hf_ssl.hub")
@@ -19,6 +20,7 @@ def may_show(run: dict[str, Any]) -> bool:
     return run.get("dataset") in BUILT_IN
 
 
+@untouched()
 def draw_pictures(path: str | Path, dataset: str | None = None, max_images: int = 600) -> list[Path]:
     """Write PNGs of a run's test pictures (or ``dataset``'s) into its folder's pictures/; failures are logged."""
     folder = Path(path, PICTURES)

@@ -15,6 +15,7 @@ from ..methods import load
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
 from ..spelling import presets
+from ..untouched import untouched
 from .arguments import ModelArguments, TextArguments
 
 _TOKENIZER_ROWS = 1_000_000
@@ -75,7 +76,7 @@ def build_method(
     if model_class.needs_index:
         fields["num_examples"] = _count_rows(name, source, fields.get("num_examples"))
     config = config_class(**{**earlier, **fields, "backbone_config": backbone})
-    with torch.random.fork_rng():
+    with untouched():
         torch.manual_seed(seed)
         model = loading.load_pretrained(model_class, chosen, config=config) if warm_start else model_class(config)
     if warm_start:
@@ -163,7 +164,7 @@ def build_image_text(
         raise ValueError(f"{vision} takes {taken} channels, the images have {channels}")
     config_class: Any = model_class.config_class
     config = config_class(backbone_config=backbone, **config_fields)
-    with torch.random.fork_rng():
+    with untouched():
         torch.manual_seed(seed)
         model = loading.load_pretrained(model_class, vision, config=config) if whole else model_class(config)
     if pretrained is not None and not whole:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..modeling import SSLModel
+from ..untouched import untouched
 
 ROWS = 32  # images that a measurement sees at most
 WORTH_STEPS = 100  # a shorter run would hardly earn back what measuring costs
@@ -40,7 +41,7 @@ def choose(model: SSLModel, batch: dict[str, Tensor], stated: str = "auto", seco
     offered = candidates(model, stated)
     if len(offered) == 1:
         return offered[0]
-    with torch.random.fork_rng(devices=[]):
+    with untouched():
         times = _measure(copy.deepcopy(model), batch, offered, seconds)
     _return_memory()
     fastest = min(times, key=lambda choice: times[choice])

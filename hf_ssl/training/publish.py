@@ -22,6 +22,7 @@ from ..hub.folder import publishable
 from ..hub.pictures import may_show
 from ..hub.publish import card_for, create_repo, push_command, upload
 from ..methods import name_of
+from ..untouched import untouched
 
 logger = logging.getLogger("hf_ssl.training")
 
@@ -81,12 +82,14 @@ class PublishingTrainer(Trainer):
         self.hub_model_id = create_repo(name, token or args.hub_token, private)
         self.push_in_progress = None
 
+    @untouched()
     def create_model_card(self, **facts: Any) -> None:
         """README.md of the output folder; ``facts`` as ``card_facts``."""
         method = self.whole_method()
         if method is not None:
             write_card(method, str(self.args.output_dir), {**self.run_record(), **facts}, self.hub_model_id)
 
+    @untouched()
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",

@@ -28,6 +28,7 @@ from ..data.workers import WaitEnded, WorkerError
 from ..hub import scrub
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
+from ..untouched import untouched
 from . import online, precision
 from .arguments import SSLTrainingArguments
 from .build import check_rows
@@ -270,7 +271,8 @@ class SSLTrainer(CheckpointingTrainer):
                 logs["skipped_images"] = self.ledger.skipped
             self._window, self._images, self._clock = {}, 0, now
         vectors = {name: value for name, value in logs.items() if isinstance(value, list)}
-        super().log({name: value for name, value in logs.items() if name not in vectors}, start_time)
+        with untouched():  # trackers are anybody's code
+            super().log({name: value for name, value in logs.items() if name not in vectors}, start_time)
         self.state.log_history[-1].update(vectors)  # kept for the report; trackers and the console take numbers only
 
     def _window_means(self) -> dict[str, Any]:
@@ -324,7 +326,8 @@ class SSLTrainer(CheckpointingTrainer):
         pair = (self.eval_bank, self.eval_queries)
         measured = None
         if method is not None:
-            measured = online.measure(method, self.views, *pair, self.args.eval_images or None, self.args.device)
+            with untouched(method):
+                measured = online.measure(method, self.views, *pair, self.args.eval_images or None, self.args.device)
         shared = [measured]
         if distributed.world_size() > 1:
             dist.broadcast_object_list(shared)
@@ -340,7 +343,7 @@ class SSLTrainer(CheckpointingTrainer):
         state = self.accelerator.get_state_dict(self.model)
         if self.args.process_index != 0:
             return None
-        with torch.random.fork_rng():
+        with untouched():
             whole = type(self.method)(self.method.config)
         whole.load_state_dict(state)
         return whole
@@ -388,7 +391,8 @@ class SSLTrainer(CheckpointingTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         try:
-            super()._save_checkpoint(model, trial)
+            with untouched():
+                super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not re.search(r"StreamWriter|inline_container|write", str(error)):
                 raise
