@@ -105,10 +105,10 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
 def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
     from ..training.arguments import DataArguments, ModelArguments, SSLTrainingArguments, TextArguments
     from ..training.build import build_method, default_arguments
-    from ..training.trainer import SSLTrainer
+    from ..training.trainer import SSLTrainer, last_complete_checkpoint
 
     training = plan.training(default_arguments(plan.method))
-    training.pop("resume_from_checkpoint", None)
+    resume = training.pop("resume_from_checkpoint", None)
     training["output_dir"] = str(plan.output_dir)
     training.setdefault("disable_tqdm", not is_main())
     args = SSLTrainingArguments(**training)
@@ -121,6 +121,7 @@ def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
         seed=args.seed,
         class_names=None if pictures.labeled_rows is None else pictures.labeled_rows.names,
         text_args=TextArguments(**plan.group("text")),
+        resume=last_complete_checkpoint(plan.output_dir) if resume is True else resume,
     )
     return SSLTrainer(
         model,

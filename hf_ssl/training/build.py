@@ -1,7 +1,9 @@
 """From names and numbers to a method and its image processor: presets, warm starts, sizes that fit together."""
 
 import itertools
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from .. import backbones, loading, text
+from .. import backbones, distributed, loading, text
 from ..data.sources import ImageSource
 from ..methods import load
 from ..modeling import SSLModel
@@ -36,6 +38,7 @@ def build_method(
     seed: int = 0,
     class_names: Sequence[str] | None = None,
     text_args: TextArguments | None = None,
+    resume: str | Path | None = None,
 ) -> tuple[SSLModel, SSLImageProcessor]:
     """A method ready to train on ``source``: random weights from ``seed``, or a warm start from a native checkpoint.
 
@@ -44,7 +47,8 @@ def build_method(
 
     config_fields: fields of the method's config. view_fields: attributes and view fields of its image processor.
     class_names: what a semi-supervised method's classifier tells apart, in the order of the label ids. An image-text
-    method takes its texts, and the vocabulary of a tokenizer that it trains, from ``source``.
+    method takes its texts, and the vocabulary of a tokenizer that it trains, from ``source``; the first process trains
+    it. resume: a checkpoint of the run that goes on; the tokenizer trained for it is read from there.
     """
     model_class = load(name)
     channels = _channels(model_args, source)
@@ -52,6 +56,8 @@ def build_method(
     chosen = model_args.backbone or model_class.default_backbone
     if model_class.paper.family == "image_text":
         texts = text_args or TextArguments()
+        if resume and not texts.tokenizer and _holds_tokenizer(resume):
+            texts = replace(texts, tokenizer=str(resume))
         built = build_image_text(model_class, source, model_args, texts, config_fields or {}, view_fields or {}, seed)
         built[0].processor = built[1]
         return _with_attention(built[0], model_args), built[1]
@@ -149,7 +155,8 @@ def build_image_text(
     warm_text = tower not in text.TEXT_PRESETS and not whole
     read = text_args.tokenizer or (vision if whole else tower if warm_text else None)
     if read is None:
-        tokenizer = text.train_tokenizer(_texts(source, seed), text_args.vocab_size, text_args.context_length)
+        sizes = (text_args.vocab_size, text_args.context_length)
+        tokenizer = distributed.from_first(lambda: text.train_tokenizer(_texts(source, seed), *sizes))
     else:
         tokenizer = text.load_tokenizer(read)
     length = min(text_args.context_length, text.max_tokens(tokenizer))
@@ -175,16 +182,36 @@ def build_image_text(
     return model, _build_processor(model_class, size, channels, backbone.vision_config, fields)
 
 
+def check_tokenizer(processor: SSLImageProcessor, checkpoint: str | Path) -> None:
+    """ValueError where ``processor`` numbers words otherwise than the run that ``checkpoint`` is of."""
+    mine = getattr(processor, "_tokenizer", None)
+    if mine is None or not _holds_tokenizer(checkpoint):
+        return
+    if mine.get_vocab() != text.load_tokenizer(checkpoint).get_vocab():
+        raise ValueError(
+            f"{checkpoint} was trained with another tokenizer than this run would go on with: build the method with "
+            f"the checkpoint's (build_method(..., resume={str(checkpoint)!r}); --tokenizer {checkpoint})"
+        )
+
+
+def _holds_tokenizer(folder: str | Path) -> bool:
+    return Path(folder, "tokenizer_config.json").is_file()
+
+
 def _texts(source: ImageSource, seed: int) -> Iterator[str]:
-    """What a tokenizer learns from: every row's texts and one as training draws it; of a stream the first rows."""
+    """What a tokenizer learns from: every row's texts and one as training draws it; of a stream the first rows.
+
+    The draw depends on the texts and the seed alone, and a tokenizer on how often words occur: the same rows in
+    another order, from other shards or on more processes, give the same tokenizer.
+    """
     assert source.texts is not None
-    rng, dataset = np.random.default_rng(seed), source.dataset
+    dataset = source.dataset
     if dataset.column_names and source.texts.column in dataset.column_names:
         dataset = dataset.select_columns(list(source.texts.columns))
     for row in itertools.islice(dataset, _TOKENIZER_ROWS):
         if found := source.texts.texts(row):
             yield from found
-            yield source.texts.draw(row, rng)
+            yield source.texts.draw(row, np.random.default_rng((seed, zlib.crc32("\n".join(found).encode()))))
 
 
 def _preset_config(name: str, size: int, patch: int | None, channels: int, as_dict: bool = False) -> Any:

@@ -31,7 +31,7 @@ from ..processing import SSLImageProcessor
 from ..untouched import untouched
 from . import online, precision
 from .arguments import SSLTrainingArguments
-from .build import check_rows
+from .build import check_rows, check_tokenizer
 from .callbacks import HealthCallback, MethodCallback
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import last_complete_checkpoint
@@ -188,14 +188,11 @@ class SSLTrainer(CheckpointingTrainer):
         precision.apply(model, self.precision)
 
     def _measured(self, stated: str) -> list[precision.Choice]:
-        chosen: list[Any] = [None]
+        method = self.method
+        chosen = distributed.from_first(lambda: precision.choose(method, self._prepare_inputs(self._sample()), stated))
         if self.args.process_index == 0:
-            with distributed.alone():
-                chosen = [precision.choose(self.method, self._prepare_inputs(self._sample()), stated)]
-            print(chosen[0].said, flush=True)
-        if distributed.world_size() > 1:
-            dist.broadcast_object_list(chosen)
-        return chosen
+            print(chosen.said, flush=True)
+        return [chosen]
 
     def _planned_steps(self) -> float:
         args, rows = self.args, self.train_source.num_rows
@@ -322,16 +319,13 @@ class SSLTrainer(CheckpointingTrainer):
         """What suits the method: see ``training.online.measure``; every key starts with ``metric_key_prefix``."""
         if self.eval_bank is None or self.eval_queries is None:
             raise ValueError("evaluate() needs labelled images: pass eval_bank and eval_queries to SSLTrainer")
-        method = self.whole_method()
-        pair = (self.eval_bank, self.eval_queries)
-        measured = None
-        if method is not None:
-            with untouched(method):
-                measured = online.measure(method, self.views, *pair, self.args.eval_images or None, self.args.device)
-        shared = [measured]
-        if distributed.world_size() > 1:
-            dist.broadcast_object_list(shared)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in (shared[0] or {}).items()}
+        method: Any = self.whole_method()  # None on all processes but the first
+        pair, limit = (self.eval_bank, self.eval_queries), self.args.eval_images or None
+        with untouched(method or self.method):
+            measured = distributed.from_first(
+                lambda: online.measure(method, self.views, *pair, limit, self.args.device)
+            )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -361,6 +355,8 @@ class SSLTrainer(CheckpointingTrainer):
         self._settle_precision(checkpoint)
         self._settle_facts(checkpoint)
         self._agree_on_labels(checkpoint)
+        if checkpoint:
+            check_tokenizer(self.processing_class, checkpoint)
         self._images, self._clock = 0, time.perf_counter()
         try:
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
