@@ -15,6 +15,7 @@ from .launch import leave_processes, start_missing_processes
 from .pictures import Pictures, load_pictures
 from .plan import Plan, check_dataset, plan_training
 from .publish import push
+from .replay import replay, replay_command
 from .runfolder import lock_folder, prepare, read_run, write_run
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def train(argv: Sequence[str]) -> int:
     check_dataset(plan)
     start_missing_processes(plan.argv)
     try:
-        run(plan)
+        replay(plan) if plan.own["replay"] else run(plan)
     except RuntimeError as error:
         from ..training.stopping import ProcessLost, process_lost
 
@@ -74,6 +75,9 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
         write_run(plan.output_dir, record)  # a run that is cut short says at least what it was
     try:
         _train(trainer, resume, plan)
+    except CommandError as error:
+        record["stopped"] = str(error)
+        raise
     finally:
         record |= {"steps": trainer.state.global_step, "time_seconds": round(before + time.time() - started, 1)}
         if is_main():
@@ -191,6 +195,7 @@ def rows_of(division: Division) -> str:
 
 
 def _train(trainer: SSLTrainer, resume: Any, plan: Plan) -> None:
+    from ..training.nonfinite import StoppedAtNonFinite
     from ..training.stopping import ProcessLost
 
     try:
@@ -199,6 +204,9 @@ def _train(trainer: SSLTrainer, resume: Any, plan: Plan) -> None:
         raise Stopped(f"Stopped by Ctrl-C at step {trainer.state.global_step}{_kept(plan)}", SIGINT_CODE) from None
     except ProcessLost as error:
         raise CommandError(f"{error}{_kept(plan)}") from error
+    except StoppedAtNonFinite as error:
+        again = f" To see the step again: {replay_command(plan.argv, error.folder)}" if error.folder else ""
+        raise CommandError(error.words + again) from error
     finally:
         for callback in trainer.callback_handler.callbacks:  # an open bar would draw itself over what is said next
             if (bar := getattr(callback, "training_bar", None)) is not None:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForPreTraining
 from .. import loading
 from ..documents import read_json
 from ..evaluation import load_native
+from ..finite import check_finite
 from ..methods import register
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
@@ -56,8 +57,9 @@ def export(model: SSLModel, processor: SSLImageProcessor, path: str | Path, run:
 def write_model(
     model: SSLModel, processor: SSLImageProcessor, path: str | Path, run: dict[str, Any] | None = None
 ) -> None:
-    """``export`` without the card."""
+    """``export`` without the card; NonFiniteError where a weight is NaN or infinite."""
     path = Path(path)
+    check_finite(model, f"{path} is not written")
     _published(model).save_pretrained(path)
     processor.native_processor().save_pretrained(path)
     model.save_pretrained(path / FOLDER)

@@ -160,6 +160,9 @@ class SSLTrainingArguments(TrainingArguments):
     max_bad_fraction: float = field(
         default=0.01, metadata={"help": "Stop, checkpoint saved, when more images than this share cannot be read."}
     )
+    nonfinite_steps: int = field(
+        default=3, metadata={"help": "Stop after so many steps in a row whose loss or gradient is NaN or infinite."}
+    )
     health_steps: int = field(default=50, metadata={"help": "Check for collapse every so many steps; 0 = never."})
     eval_images: int = field(
         default=2000, metadata={"help": "At most so many images of a split in evaluations while training; 0 = all."}
@@ -170,7 +173,7 @@ class SSLTrainingArguments(TrainingArguments):
         "eval_accumulation_steps": "[1, inf)", "logging_steps": "(0, inf)", "save_steps": "(0, inf)",
         "eval_steps": "(0, inf)", "save_total_limit": "[1, inf)", "base_learning_rate": "(0, inf)",
         "adam_beta1": "[0, 1)", "adam_beta2": "[0, 1)", "momentum": "[0, 1]", "label_smoothing_factor": "[0, 1]",
-        "max_bad_fraction": "[0, 1]", "seed": "[0, 4294967295]", "data_seed": "[0, 4294967295]",
+        "max_bad_fraction": "[0, 1]", "nonfinite_steps": "[1, inf)", "seed": "[0, 4294967295]", "data_seed": "[0, 4294967295]",
         "dataloader_num_workers": "[0, 1024]", "dataloader_prefetch_factor": "[1, inf)", "local_rank": "[-1, inf)",
     }  # fmt: skip
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..modeling import SSLModel
 from ..untouched import untouched
 
+FILE = "training_args.json"  # of a checkpoint, which says in what it was trained
 ROWS = 32  # images that a measurement sees at most
 WORTH_STEPS = 100  # a shorter run would hardly earn back what measuring costs
 SECONDS = 8.0  # after which no further round begins
@@ -83,7 +84,7 @@ def to_dict(model: SSLModel, choice: Choice) -> dict[str, Any]:
 
 def restore(checkpoint: str | Path, model: SSLModel, stated: str) -> Choice | None:
     """What a checkpoint was trained in, unless another precision is ``stated``; None where it does not say."""
-    file = Path(checkpoint, "training_args.json")
+    file = Path(checkpoint, FILE)
     saved = json.loads(file.read_text()) if file.is_file() else {}
     if saved.get("precision") not in ("fp32", "bf16") or stated not in ("auto", saved["precision"]):
         return None

@@ -168,7 +168,7 @@ class PublishingTrainer(Trainer):
             if isinstance(content, bytes):
                 copy.write_bytes(content)
             else:
-                _link(file, copy)  # the checkpoint may be rotated away while this uploads
+                link(file, copy)  # the checkpoint may be rotated away while this uploads
             copies[f"{name}/{file.relative_to(checkpoint).as_posix()}"] = copy
         return copies
 
@@ -196,7 +196,8 @@ class PublishingTrainer(Trainer):
         return self._worker
 
 
-def _link(file: Path, copy: Path) -> None:
+def link(file: str | Path, copy: str | Path) -> None:
+    """A second name for ``file``, or a copy where the disk knows no links."""
     try:
         os.link(file, copy)
     except OSError:  # another disk, or one that knows no links

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from ..data.labels import LabeledRows
 from ..data.remote import RemoteError
 from ..data.sources import ImageSource, SourceError
 from ..data.splits import for_testing, trained_queries
+from ..data.variety import nothing_to_learn
 from ..data.workers import WaitEnded, WorkerError
 from ..hub import scrub
 from ..modeling import SSLModel
@@ -36,9 +38,12 @@ from .callbacks import HealthCallback, MethodCallback
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import last_complete_checkpoint
 from .lock import lock
+from .nonfinite import NonFiniteCallback, replay
 from .optim import decay_names, hold_constant_rates, mark_groups, own_optimiser, scaled_learning_rate
 from .resume import EpochLoader
 from .stopping import ProcessLost, StopCallback, process_lost
+
+logger = logging.getLogger("hf_ssl.training")
 
 _LEDGER_FILE, _LABELED_FILE = "skipped_images.json", "labeled_rows.json"
 
@@ -56,7 +61,8 @@ class SSLTrainer(CheckpointingTrainer):
     then per_device_train_batch_size of its images and unlabeled_ratio times as many of train_source.
 
     ``train`` raises TooManyBadImages (after saving a checkpoint) when more than ``max_bad_fraction`` of the images
-    cannot be read, CheckpointError when a checkpoint cannot be written, RunLocked when another run writes into
+    cannot be read, CheckpointError when a checkpoint cannot be written, NonFiniteError after ``nonfinite_steps`` steps
+    without a finite loss, or before it would save weights that are not finite, RunLocked when another run writes into
     ``output_dir``, and ProcessLost when another process of the run has ended. After SIGTERM it saves, returns, and
     ``terminated`` is True; after Ctrl-C it saves and raises KeyboardInterrupt. A resumed run continues exactly where
     the checkpoint was taken.
@@ -101,6 +107,7 @@ class SSLTrainer(CheckpointingTrainer):
         self.ledger = BadImageLedger()
         self._loader: EpochLoader | None = None
         self.precision: precision.Choice | None = None  # settled when training starts
+        self.precision_of: str | None = None  # a folder that says it, where no checkpoint does
         self.last_embeddings: Tensor | None = None
         self.last_metrics: dict[str, Tensor] = {}
         self.last_loss: Tensor | float = 0.0
@@ -109,8 +116,8 @@ class SSLTrainer(CheckpointingTrainer):
         self._unwrapped: tuple[Any, Any] = (None, None)
         kwargs.setdefault("eval_dataset", None if eval_queries is None else eval_queries.dataset)
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
-        self.stopper = StopCallback(self)
-        for callback in (MethodCallback(self), HealthCallback(self), self.stopper):
+        self.stopper, self.nonfinite = StopCallback(self), NonFiniteCallback(self)
+        for callback in (MethodCallback(self), HealthCallback(self), self.nonfinite, self.stopper):
             self.add_callback(callback)
 
     @property
@@ -166,7 +173,9 @@ class SSLTrainer(CheckpointingTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         try:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            samples, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+            self.nonfinite.note_rows(self.state.global_step + 1, samples)
+            return samples, count
         except (TooManyBadImages, RemoteError, SourceError, WorkerError, WaitEnded):
             # where data ended for this process alone, the others wait for its gradient and cannot save with it
             if (step := self.state.global_step) and distributed.all_arrive(f"the end of data at step {step}"):
@@ -179,7 +188,8 @@ class SSLTrainer(CheckpointingTrainer):
         """As the checkpoint was trained, else as stated, else what a measurement on the first process says."""
         args, model = self.args, self.method
         stated = "bf16" if args.bf16 else "fp16" if args.fp16 else args.precision
-        choice = precision.restore(checkpoint, model, stated) if checkpoint else None
+        origin = checkpoint or self.precision_of
+        choice = precision.restore(origin, model, stated) if origin else None
         offered = precision.candidates(model, stated)
         worth = self._planned_steps() >= precision.WORTH_STEPS and not (self.is_fsdp_enabled or args.deepspeed)
         if choice is None and len(offered) > 1 and worth:
@@ -247,6 +257,7 @@ class SSLTrainer(CheckpointingTrainer):
         self.last_embeddings = outputs.embeddings.detach()
         self.last_metrics = outputs.metrics or {}
         self.last_loss = outputs.loss.detach()
+        self.nonfinite.note_loss(outputs.loss)
         self.note(self.last_metrics)
         self._images += len(inputs[self.method.main_input_name]) + len(inputs.get("unlabeled_index", ()))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -278,6 +289,10 @@ class SSLTrainer(CheckpointingTrainer):
         flat = distributed.all_mean(torch.cat([mean.flatten() for mean in means]).to(self.args.device)).cpu()
         parts = flat.split([mean.numel() for mean in means])
         return {name: part.view(mean.shape).tolist() for name, mean, part in zip(self._window, means, parts)}
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self.nonfinite.grad_norm = super()._get_grad_norm(model, grad_norm)
+        return self.nonfinite.grad_norm
 
     # --- optimiser ------------------------------------------------------------------------------------------------
 
@@ -319,6 +334,8 @@ class SSLTrainer(CheckpointingTrainer):
         """What suits the method: see ``training.online.measure``; every key starts with ``metric_key_prefix``."""
         if self.eval_bank is None or self.eval_queries is None:
             raise ValueError("evaluate() needs labelled images: pass eval_bank and eval_queries to SSLTrainer")
+        if self.is_in_train:
+            self.nonfinite.check_weights("at an evaluation")
         method: Any = self.whole_method()  # None on all processes but the first
         pair, limit = (self.eval_bank, self.eval_queries), self.args.eval_images or None
         with untouched(method or self.method):
@@ -357,9 +374,13 @@ class SSLTrainer(CheckpointingTrainer):
         self._agree_on_labels(checkpoint)
         if checkpoint:
             check_tokenizer(self.processing_class, checkpoint)
+        if self.args.process_index == 0 and (said := nothing_to_learn(self.train_source)):
+            logger.warning("%s", said)
         self._images, self._clock = 0, time.perf_counter()
+        self.nonfinite.checkpoint = Path(checkpoint) if checkpoint else None
         try:
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            self.nonfinite.check_weights("at the end")
         except WaitEnded:  # by a signal; the checkpoint is written
             output = None
         except RuntimeError as error:
@@ -380,12 +401,22 @@ class SSLTrainer(CheckpointingTrainer):
             raise KeyboardInterrupt
         return output
 
+    def replay(self, folder: str | Path) -> dict[str, Any]:
+        """Repeat the step that was not finite, from what a stopped run left in ``folder``; nothing is written.
+
+        The trainer must be built as that run's was, from the same seed. Returns reproduced, the step, values (its
+        losses, then its gradient norm), module (the first whose output was not finite, or None), weights (names of
+        those that were not finite after it) and rows (of each micro-batch of this process, the row numbers).
+        """
+        return replay(self, folder)
+
     def save_checkpoint(self) -> None:
         """A checkpoint of the current step, as training makes them; every process must call it."""
         self._save_checkpoint(self.model_wrapped, trial=None)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
+        self.nonfinite.check_weights("at a save")
         try:
             with untouched():
                 super()._save_checkpoint(model, trial)
@@ -400,6 +431,7 @@ class SSLTrainer(CheckpointingTrainer):
                 f"cannot write the checkpoint {folder}: {error}. {kept} Free some space or choose another "
                 "--output_dir, then run the same command with --resume_from_checkpoint true."
             ) from error
+        self.nonfinite.checkpoint = folder
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

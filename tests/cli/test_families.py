@@ -1,12 +1,14 @@
 """train for the families that read more than pixels: labels of some images, texts of all."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_ssl.cli import main
@@ -99,3 +101,21 @@ def test_data_that_does_not_suit_the_family_is_named(pictures, tmp_path, capsys)
         == 1
     )
     assert "fewer than the 30 per class" in capsys.readouterr().err
+
+
+def test_a_run_that_turns_to_nan_fails_and_its_one_command_repeats_the_step(pictures, tmp_path, capsys):
+    run = tmp_path / "a run"
+    command = ["train", "simclr", "--dataset", pictures, "--output_dir", run, "--backbone", "resnet-pico", *SHORT]
+    command += ["--per_device_train_batch_size", 8, "--optim", "sgd", "--learning_rate", "1e30", "--warmup_steps", 2]
+    command += ["--max_steps", 12, "--save_steps", 1, "--save_total_limit", 1]
+    assert main([str(word) for word in command]) == 1
+    record, said = json.loads((run / "run.json").read_text()), capsys.readouterr().err
+    assert record["finished"] is False and "NaN or infinite" in record["stopped"] and record["results"] == []
+    assert not (run / "model.safetensors").exists() and not (run / "ssl").exists()
+    (kept,) = run.glob("checkpoint-*")
+    assert all(value.isfinite().all() for value in load_file(kept / "model.safetensors").values())
+    again = said.rpartition("To see the step again: ")[2].strip().splitlines()[0]
+    word, *argv = shlex.split(again)
+    assert word == "hf-ssl" and main(argv) == 0
+    assert "is NaN or infinite again" in (out := capsys.readouterr().out) and "rows       [{'rows': [" in out
+    assert json.loads((run / "run.json").read_text()) == record and not (run / "nonfinite" / "again").exists()
