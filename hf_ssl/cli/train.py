@@ -80,6 +80,7 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
         raise
     finally:
         record |= {"steps": trainer.state.global_step, "time_seconds": round(before + time.time() - started, 1)}
+        record |= trainer.precision_facts()
         if is_main():
             write_run(plan.output_dir, record)
     record["skipped_images"] = trainer.skipped_images()

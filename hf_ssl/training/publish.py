@@ -23,6 +23,7 @@ from ..hub.pictures import may_show
 from ..hub.publish import card_for, create_repo, push_command, upload
 from ..methods import name_of
 from ..untouched import untouched
+from . import precision
 
 logger = logging.getLogger("hf_ssl.training")
 
@@ -56,6 +57,7 @@ class PublishingTrainer(Trainer):
             "division": self._division(),
             "labeled": None if self.labeled_rows is None else self.labeled_rows.to_dict(),
             "init": {"from_pretrained": start or None, "seed": args.seed},
+            **self.precision_facts(),
             **self.card_facts,
         }
 
@@ -63,6 +65,13 @@ class PublishingTrainer(Trainer):
         """How many rows train and how many are measured on, as far as the trainer was told."""
         queries = None if self.eval_queries is None else self.eval_queries.num_rows
         return {"train": self.train_source.num_rows, "measured": queries, "trained_on": self.trained_queries}
+
+    def precision_facts(self) -> dict[str, Any]:
+        """precision and attn_implementation, which repeat the run where they are stated, and precision_reason."""
+        choice = getattr(self, "precision", None)
+        if choice is None:  # before training starts
+            return {}
+        return {**precision.to_dict(self.method, choice), "precision_reason": choice.said}
 
     @property
     def images_per_step(self) -> int:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,24 +186,34 @@ class SSLTrainer(CheckpointingTrainer):
     # --- precision ------------------------------------------------------------------------------------------------
 
     def _settle_precision(self, checkpoint: str | None) -> None:
-        """As the checkpoint was trained, else as stated, else what a measurement on the first process says."""
+        """As the checkpoint was trained, else as stated, else what suits the machine, by the first process."""
         args, model = self.args, self.method
         stated = "bf16" if args.bf16 else "fp16" if args.fp16 else args.precision
         origin = checkpoint or self.precision_of
         choice = precision.restore(origin, model, stated) if origin else None
         offered = precision.candidates(model, stated)
-        worth = self._planned_steps() >= precision.WORTH_STEPS and not (self.is_fsdp_enabled or args.deepspeed)
-        if choice is None and len(offered) > 1 and worth:
-            offered = self._measured(stated)
-        self.precision = choice or offered[0]
+        if choice is None and len(offered) == 1:
+            choice = offered[0]
+        elif choice is None and (why := self._not_measured()):
+            choice = precision.plain(stated, why)
+        self.precision = choice or self._measured(stated)
+        if args.precision == "auto" and (args.bf16 or args.fp16):
+            self.precision = replace(self.precision, said=f"{stated}: this device computes it natively")
         precision.apply(model, self.precision)
 
-    def _measured(self, stated: str) -> list[precision.Choice]:
+    def _not_measured(self) -> str:
+        """Why nothing is measured before this run; "" where it is."""
+        if self.is_fsdp_enabled or self.args.deepspeed:
+            return "sharded models are not measured"
+        short = self._planned_steps() < precision.WORTH_STEPS
+        return f"runs of fewer than {precision.WORTH_STEPS} steps are not measured" if short else ""
+
+    def _measured(self, stated: str) -> precision.Choice:
         method = self.method
         chosen = distributed.from_first(lambda: precision.choose(method, self._prepare_inputs(self._sample()), stated))
         if self.args.process_index == 0:
             print(chosen.said, flush=True)
-        return [chosen]
+        return chosen
 
     def _planned_steps(self) -> float:
         args, rows = self.args, self.train_source.num_rows
