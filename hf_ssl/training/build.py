@@ -182,18 +182,6 @@ def build_image_text(
     return model, _build_processor(model_class, size, channels, backbone.vision_config, fields)
 
 
-def check_tokenizer(processor: SSLImageProcessor, checkpoint: str | Path) -> None:
-    """ValueError where ``processor`` numbers words otherwise than the run that ``checkpoint`` is of."""
-    mine = getattr(processor, "_tokenizer", None)
-    if mine is None or not _holds_tokenizer(checkpoint):
-        return
-    if mine.get_vocab() != text.load_tokenizer(checkpoint).get_vocab():
-        raise ValueError(
-            f"{checkpoint} was trained with another tokenizer than this run would go on with: build the method with "
-            f"the checkpoint's (build_method(..., resume={str(checkpoint)!r}); --tokenizer {checkpoint})"
-        )
-
-
 def _holds_tokenizer(folder: str | Path) -> bool:
     return Path(folder, "tokenizer_config.json").is_file()
 

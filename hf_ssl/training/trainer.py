@@ -34,7 +34,7 @@ from ..processing import SSLImageProcessor
 from ..untouched import untouched
 from . import online, precision
 from .arguments import SSLTrainingArguments
-from .build import check_rows, check_tokenizer
+from .build import check_rows
 from .callbacks import HealthCallback, MethodCallback
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import last_complete_checkpoint
@@ -383,8 +383,6 @@ class SSLTrainer(CheckpointingTrainer):
         self._settle_precision(checkpoint)
         self._settle_facts(checkpoint)
         self._agree_on_labels(checkpoint)
-        if checkpoint:
-            check_tokenizer(self.processing_class, checkpoint)
         if self.args.process_index == 0 and (said := nothing_to_learn(self.train_source)):
             logger.warning("%s", said)
         self._images, self._clock = 0, time.perf_counter()

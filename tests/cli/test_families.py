@@ -106,7 +106,7 @@ def test_data_that_does_not_suit_the_family_is_named(pictures, tmp_path, capsys)
 def test_a_run_that_turns_to_nan_fails_and_its_one_command_repeats_the_step(pictures, tmp_path, capsys):
     run = tmp_path / "a run"
     command = ["train", "simclr", "--dataset", pictures, "--output_dir", run, "--backbone", "resnet-pico", *SHORT]
-    command += ["--per_device_train_batch_size", 8, "--optim", "sgd", "--learning_rate", "1e30", "--warmup_steps", 2]
+    command += ["--per_device_train_batch_size", 8, "--optim", "sgd", "--learning_rate", "1e9", "--warmup_steps", 2]
     command += ["--max_steps", 12, "--save_steps", 1, "--save_total_limit", 1]
     assert main([str(word) for word in command]) == 1
     record, said = json.loads((run / "run.json").read_text()), capsys.readouterr().err

@@ -19,7 +19,7 @@ from tests.contract import tiny
 
 from .conftest import make_trainer
 
-TOO_FAST = {"learning_rate": 1e30, "warmup_steps": 2, "save_steps": 100, "max_steps": 12, "health_steps": 0}
+TOO_FAST = {"learning_rate": 1e9, "warmup_steps": 2, "save_steps": 100, "max_steps": 12, "health_steps": 0}
 
 
 class SaveAt(TrainerCallback):
