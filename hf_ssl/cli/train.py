@@ -89,13 +89,18 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
     if not is_main() or model is None:
         return []
     from ..hub import write_card, write_model
+    from ..training.publish import published_facts
 
+    record |= (published := published_facts(model))
+    write_run(plan.output_dir, record)  # the table asks it which weights these are
     write_model(model, trainer.processing_class, plan.output_dir, record)  # what the table measures
     record |= {"results": final_table(plan, pictures, measures), "finished": True}
     write_run(plan.output_dir, record)
     write_card(model, plan.output_dir, record)
     if record["results"]:
         tables.print_results(record["results"])
+    if published:
+        say("weights    the {weights} ones are published: {why}".format(**record["published"]))
     say(f"model      {plan.output_dir} (for plain transformers; the whole method is in {plan.output_dir / 'ssl'})")
     if not plan.own["no_report"]:
         report(plan.output_dir)
@@ -180,9 +185,18 @@ def print_header(plan: Plan, trainer: SSLTrainer, pictures: Pictures) -> None:
         f"rows       {rows_of(pictures.division)}",
         f"recipe     {plan.recipe_note}",
         f"training   {length} of {batch} {kind}{processes}, learning rate {args.learning_rate:.4g}, {precision}",
+        *_header_of_weights(trainer),
         f"output     {plan.output_dir}",
         "",
     )
+
+
+def _header_of_weights(trainer: SSLTrainer) -> list[str]:
+    """Which weights a run of this length publishes, where that is not the average of the method's paper."""
+    steps = round(trainer._planned_steps())
+    weights, why = trainer.method.chosen_weights(steps, steps) if steps else ("average", "")
+    said = f"weights    the last ones, not their average, will be published: {why}"
+    return [said] if why and weights == "last" else []
 
 
 def rows_of(division: Division) -> str:
@@ -266,7 +280,7 @@ def final_table(plan: Plan, pictures: Pictures, measures: Sequence[str] | None) 
     try:
         if pictures.pairs:
             if pictures.labeled is not None:
-                options["others"] = tables.last_weights(plan.output_dir)
+                options["others"] = tables.other_weights(plan.output_dir)
             return tables.make_table(str(plan.output_dir), None, pictures.pairs, measures, **options)
         say("There are no labelled pictures to test on: spread and rank of the features instead of accuracies.")
         options["max_images"] = min(2000, plan.own["table_images"])

@@ -144,6 +144,9 @@ def _header(report: Report) -> str:
     mood, sentences = verdict(report.run.card.get("results"))
     ill, health = _health(report)
     mood = "mixed" if ill and mood == "good" else mood
+    published = report.run.card.get("published") or {}
+    if published.get("weights") == "last":
+        sentences = [*sentences, f"The last weights are published, not their average: {published.get('why')}."]
     words = "".join(f"<p>{escape(sentence)}</p>" for sentence in [*sentences, health])
     return (
         f'<header><h1>{escape(name)} on {escape(_dataset(report))}</h1><p class="paper">{escape(paper)}</p>'

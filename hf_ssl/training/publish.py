@@ -22,6 +22,7 @@ from ..hub.folder import publishable
 from ..hub.pictures import may_show
 from ..hub.publish import card_for, create_repo, push_command, upload
 from ..methods import name_of
+from ..modeling import SSLModel
 from ..untouched import untouched
 from . import precision
 
@@ -58,6 +59,7 @@ class PublishingTrainer(Trainer):
             "labeled": None if self.labeled_rows is None else self.labeled_rows.to_dict(),
             "init": {"from_pretrained": start or None, "seed": args.seed},
             **self.precision_facts(),
+            **published_facts(self.method),
             **self.card_facts,
         }
 
@@ -211,6 +213,12 @@ def link(file: str | Path, copy: str | Path) -> None:
         os.link(file, copy)
     except OSError:  # another disk, or one that knows no links
         shutil.copy2(file, copy)
+
+
+def published_facts(method: SSLModel) -> dict[str, Any]:
+    """Which weights are published and why, where a method has an average beside the last ones."""
+    weights, why = method.chosen_weights()
+    return {} if method.average is None else {"published": {"weights": weights, "why": why}}
 
 
 def environment(world_size: int = 1) -> dict[str, Any]:

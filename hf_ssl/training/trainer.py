@@ -353,6 +353,8 @@ class SSLTrainer(CheckpointingTrainer):
             measured = distributed.from_first(
                 lambda: online.measure(method, self.views, *pair, limit, self.args.device)
             )
+        if "student_accuracy" in measured and not for_testing(self.eval_queries) and not self.trained_queries:
+            self.method.validate_weights(measured["accuracy"], measured["student_accuracy"])
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_ssl.cli import main
+from hf_ssl.hub import load_method
 
 SHORT = ["--max_steps", "4", "--logging_steps", "2", "--image_size", "16", "--use_cpu", "--disable_tqdm"]
 
@@ -47,8 +48,16 @@ def test_train_fixmatch_on_a_few_labels(pictures, tmp_path, capsys):
     assert record["labeled"] == json.loads((run / "labeled_rows.json").read_text())
     assert len(record["labeled"]["rows"]) == 4 and record["labeled"]["names"] == ["blue", "red"]
     rows = {row["model"]: row for row in record["results"]}
-    assert {"majority class", "last weights", "EMA weights"} <= set(rows)
-    assert rows["majority class"]["accuracy"] == 0.5 and {"accuracy", "ece", "confusion"} <= set(rows["EMA weights"])
+    published = record["published"]  # after 4 steps: what is better on the validation images
+    assert "on validation images" in published["why"] and f"the {published['weights']} ones are published" in out
+    average = published["weights"] == "average"
+    names = ["last weights", "EMA weights"] if average else ["EMA weights, not published", "last weights, published"]
+    assert {"majority class", *names} <= set(rows)
+    assert rows["majority class"]["accuracy"] == 0.5 and {"accuracy", "ece", "confusion"} <= set(rows[names[1]])
+    method = load_method(run)[0]
+    root = load_file(run / "model.safetensors")
+    chosen = (method.ema if average else method.backbone).state_dict()
+    assert all(torch.equal(root[name], value) for name, value in chosen.items() if name in root)
     card = (run / "README.md").read_text()
     assert "image-classification" in card and "2 per class" in card
     assert ", ".join(map(str, record["labeled"]["rows"])) in card

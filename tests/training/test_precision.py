@@ -229,7 +229,7 @@ def test_a_measured_choice_is_kept_and_resumed_without_measuring(tmp_path, pictu
     for name, value in whole.method.state_dict().items():
         assert torch.equal(value, resumed.method.state_dict()[name]), name
 
-    stated = make_trainer(pictures, tmp_path / "stated", max_steps=6, precision="fp32")
+    stated = make_trainer(pictures, tmp_path / "stated", max_steps=6, precision="fp32", allow_changed="precision")
     seen = bf16_products(stated)
     stated.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     assert set(seen) == {torch.float32}
