@@ -37,16 +37,22 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
-def from_first(decide: Callable[[], T]) -> T:
-    """What ``decide()`` returns on the first process, on all of them; its ValueError as well."""
+def from_first(call: Callable[[], T]) -> T:
+    """``call()``, made by the first process alone: all return its result. Its error is raised there, and on the others
+    as a ValueError of its words. Every process must call."""
+    if world_size() == 1:
+        return call()
     told: list[Any] = [None, None]
+    failed: Exception | None = None
     if rank() == 0:
         try:
-            told[0] = decide()
-        except ValueError as error:
-            told[1] = str(error)
-    if world_size() > 1:
-        dist.broadcast_object_list(told)
+            with alone():
+                told[0] = call()
+        except Exception as error:  # the others wait for an answer
+            failed, told[1] = error, str(error)
+    dist.broadcast_object_list(told)
+    if failed is not None:
+        raise failed
     if told[1] is not None:
         raise ValueError(told[1])
     decided: T = told[0]

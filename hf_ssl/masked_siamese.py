@@ -64,7 +64,7 @@ class MaskedSiameseModel(TeacherModel):
         self.post_init()
 
     @property
-    def export_backbone(self) -> PreTrainedModel:
+    def average(self) -> PreTrainedModel:
         return self.teacher_backbone  # what the official code evaluates
 
     def teacher_momentum(self, progress: float) -> float:

@@ -31,6 +31,8 @@ _ARGUMENTS = ("attn_implementation", "experts_implementation", "auto_map", "quan
 
 logger = logging.getLogger("hf_ssl")
 
+START_LEFT = 0.05  # share of a random start above which an average is not published
+
 
 @strict
 class SSLConfig(PreTrainedConfig):
@@ -169,6 +171,7 @@ class SSLModel(PreTrainedModel):
     needs_index: ClassVar[bool] = False
     host_inputs: ClassVar[tuple[str, ...]] = ()  # what ``forward`` reads on the host: NumPy arrays in training
     teacher_buffers: bool = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
+    validated: tuple[str, str] | None = None  # which weights are better on validation images, and in words
     attention_given: bool = False  # whether somebody chose the attention implementation
     processor: SSLImageProcessor | None = None  # the one it is trained with, where known; ``push_to_hub`` uses it
     backbone: Any  # a native PreTrainedModel
@@ -375,9 +378,44 @@ class SSLModel(PreTrainedModel):
         self.step.add_(1)
 
     @property
+    def average(self) -> Any:
+        """The EMA of ``backbone`` that is published once the random start has faded from it; None: there is none."""
+        return None
+
+    @property
+    def starts_random(self) -> bool:
+        """Whether what ``average`` began with was untrained."""
+        return not self.backbone.config.name_or_path
+
+    def chosen_weights(self, steps: int | None = None, total: int | None = None) -> tuple[str, str]:
+        """("average" or "last", why): the weights that are published, after ``steps`` of ``total`` (None: as it is).
+
+        The average, unless more than START_LEFT of it is still a random start, or validation images (never test
+        images) answered otherwise: see ``validated``.
+        """
+        if self.average is None or self.step.is_meta:
+            return ("last", "") if self.average is None else ("average", "")
+        if self.validated is not None and steps is None:
+            return self.validated
+        steps, total = (int(self.step), int(self.total_steps)) if steps is None else (steps, total or steps)
+        if not steps or not self.starts_random:
+            return "average", "the average of the weights over the run"
+        left = momentum.start_left(self.teacher_momentum, steps, total)
+        words = f"after {steps:,} steps {left:.0%} of the average is still the random start"
+        return ("last", words) if left > START_LEFT else ("average", words)
+
+    def validate_weights(self, average: float, last: float) -> None:
+        """Accuracies on validation images: the better weights are published, and of equals the average."""
+        chosen = "average" if average >= last else "last"
+        self.validated = (
+            chosen,
+            f"on validation images the average scores {average:.3f} and the last weights {last:.3f}",
+        )
+
+    @property
     def export_backbone(self) -> PreTrainedModel:
-        """The native model that is published: the backbone, or its teacher where that is the better one."""
-        return self.backbone
+        """The native model that is published: the backbone, or its average where ``chosen_weights`` says so."""
+        return self.average if self.chosen_weights()[0] == "average" else self.backbone
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D), from the model that would be exported."""

@@ -2,6 +2,7 @@
 And a frozen snapshot of a module, taken anew now and then."""
 
 import copy
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -46,6 +47,19 @@ def ema_update(student: nn.Module, teacher: nn.Module, momentum: float | Tensor,
                 target.copy_(source)
     targets: list[Tensor] = [target for target, _ in pairs]
     torch._foreach_lerp_(targets, [source.to(target.dtype) for target, source in pairs], 1.0 - float(momentum))
+
+
+def start_left(momentum_at: Callable[[float], float], steps: int, total: int, enough: float = 1e-3) -> float:
+    """Share of the first weights in an average after ``steps`` of ``total``: the product of the momenta so far.
+
+    ``momentum_at``: progress in [0, 1] -> momentum. Below ``enough`` nobody asks how much exactly.
+    """
+    left = 1.0
+    for step in range(steps):
+        left *= momentum_at(min(step / total, 1.0))
+        if left < enough:
+            break
+    return left
 
 
 def teacher_mode(teacher: nn.Module, training: bool) -> None:

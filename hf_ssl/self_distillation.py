@@ -48,7 +48,7 @@ class SelfDistillationModel(TeacherModel):
         return DINOHead(dim, out_dim, hidden_dim, bottleneck_dim, layers, use_bn, self.weight_norm)
 
     @property
-    def export_backbone(self) -> PreTrainedModel:
+    def average(self) -> PreTrainedModel:
         return self.teacher_backbone  # the better model throughout training (DINO, section 5.1)
 
     def teacher_temperature(self) -> Tensor:

@@ -100,8 +100,8 @@ class SemiSupervisedModel(SSLModel):
     # --- what every method has ------------------------------------------------------------------------------------
 
     def embed(self, pixel_values: Tensor, **wanted: bool) -> SemiSupervisedOutput:
-        """The class scores of the averaged weights, too."""
-        logits, embeddings, outputs = backbones.classify_with_outputs(self.ema, pixel_values, **wanted)
+        """The class scores of the weights that are published, too."""
+        logits, embeddings, outputs = backbones.classify_with_outputs(self.export_backbone, pixel_values, **wanted)
         states, attentions = (outputs.get(name) for name in ("hidden_states", "attentions"))
         return SemiSupervisedOutput(embeddings=embeddings, hidden_states=states, attentions=attentions, logits=logits)
 
@@ -174,8 +174,12 @@ class SemiSupervisedModel(SSLModel):
         return first, middle, last, features[: len(labeled) + len(weak)]
 
     @property
-    def export_backbone(self) -> PreTrainedModel:
+    def average(self) -> PreTrainedModel:
         return self.ema
+
+    @property
+    def starts_random(self) -> bool:
+        return True  # the head, whatever the backbone was
 
     def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         yield self.backbone, self.ema

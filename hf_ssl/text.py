@@ -61,8 +61,11 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, context_len
     learner = Tokenizer(models.BPE(end_of_word_suffix=_END_OF_WORD))
     learner.normalizer, learner.pre_tokenizer = native.normalizer, native.pre_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix=_END_OF_WORD, show_progress=False
-    )
+        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix=_END_OF_WORD, show_progress=False,
+        # Pairs that are equally frequent go by number. Letters at a word's end would be numbered as the trainer's hash
+        # table happens to hand out words, in another order in each training; as "special" ones they are numbered here.
+        special_tokens=vocab[len(alphabet) :],
+    )  # fmt: skip
     learner.train_from_iterator(captions, trainer)
     merges: list[Any] = []
     known = set(vocab)

@@ -19,7 +19,8 @@ CORE = {
     "momentum_contrast", "clustering", "convolutions", "masked_siamese", "self_distillation",
     "class_token",
 }  # fmt: skip
-LOW = {"lazy", "spelling", "documents", "loading", "limits", "pixels", "files"}  # know nothing of pictures or methods
+# These know nothing of pictures or methods.
+LOW = {"lazy", "spelling", "documents", "loading", "limits", "pixels", "files", "untouched", "finite"}
 BELOW = {  # what each part of hf_ssl may import, besides itself; "" is hf_ssl/__init__.py
     "cli": {"training", "evaluation", "hub", "methods", "processing", "data", ""} | CORE | LOW,
     "hub": {"evaluation", "methods", "processing", "data", ""} | CORE | LOW,

@@ -22,6 +22,7 @@ PARTS = {
     "_init_training_state": (TRAINER, "where a resumed run's stream starts"),
     "_init_weights": (MODELS, "overridden: heads, queues and teachers"),
     "_issue_warnings_after_load": (TRAINER, "overridden: a checkpoint that does not fit is an error"),
+    "_get_grad_norm": (TRAINER, "the norm of each step's gradient, which tells whether it is finite"),
     "_get_output_dir": (TRAINER, "where checkpoints lie"),
     "_load_from_checkpoint": (TRAINER, "overridden: weights that do not fit are told in a sentence"),
     "_load_optimizer_and_scheduler": (TRAINER, "overridden: settings that may change take effect"),

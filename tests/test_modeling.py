@@ -8,6 +8,7 @@ from transformers import AutoConfig, ViTConfig
 
 from hf_ssl.methods import METHODS, load, name_of, register
 from hf_ssl.modeling import SSLConfig, SSLModel, SSLOutput
+from tests.contract import tiny
 from tests.contract.tiny import VIT, build, make_config
 
 
@@ -106,3 +107,39 @@ def test_a_saved_config_names_hub_ids_and_no_folders(tmp_path: Path) -> None:
         config.save_pretrained(tmp_path)
         saved = json.loads((tmp_path / "config.json").read_text())["backbone_config"]
         assert saved["_name_or_path"] == written and config.backbone_config.name_or_path == origin
+
+
+def test_an_average_that_is_still_the_random_start_is_not_published() -> None:
+    """.999 ** 100 = .90 of the start; .999 ** 3000 = .0497. With a schedule: exp(−1500 · .004 / 2) ≈ .05."""
+    for name in ("fixmatch", "dino", "msn", "dinov2"):
+        model = tiny.build(name)
+        assert model.export_backbone is model.average  # nothing was trained: they are one
+        model.step.fill_(100), model.total_steps.fill_(100)
+        for attribute in ("ema_momentum", "teacher_momentum", "teacher_momentum_end"):
+            if hasattr(model.config, attribute):
+                setattr(model.config, attribute, 0.999)
+        assert model.chosen_weights()[0] == "last" and model.export_backbone is model.backbone
+        assert "of the average is still the random start" in model.chosen_weights()[1]
+        model.step.fill_(100_000), model.total_steps.fill_(100_000)
+        assert model.export_backbone is model.average
+    model = tiny.build("fixmatch", ema_momentum=0.999)
+    shares = {steps: model.chosen_weights(steps, steps) for steps in (100, 2990, 3000)}
+    assert [weights for weights, _ in shares.values()] == ["last", "last", "average"] and "90%" in shares[100][1]
+    model = tiny.build("dino", teacher_momentum=0.996)
+    assert [model.chosen_weights(steps, steps)[0] for steps in (1400, 1600)] == ["last", "average"]
+
+
+def test_a_warm_start_keeps_its_average_and_validation_images_decide_before_the_rule() -> None:
+    model = tiny.build("dino", teacher_momentum=0.999)
+    model.step.fill_(10), model.total_steps.fill_(10)
+    assert model.export_backbone is model.backbone
+    model.backbone.config.name_or_path = "somebody/vit"  # what the average began with was trained
+    assert model.export_backbone is model.teacher_backbone
+    model = tiny.build("fixmatch", ema_momentum=0.999)
+    model.step.fill_(10), model.total_steps.fill_(10)
+    model.backbone.config.name_or_path = "somebody/vit"  # but its head was not
+    assert model.export_backbone is model.backbone
+    for average, last, better in ((0.6, 0.5, model.ema), (0.5, 0.6, model.backbone), (0.5, 0.5, model.ema)):
+        model.validate_weights(average, last)
+        assert model.export_backbone is better and "validation" in model.chosen_weights()[1]
+    assert tiny.build("simclr").export_backbone is not None and tiny.build("simclr").chosen_weights() == ("last", "")

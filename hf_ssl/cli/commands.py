@@ -160,7 +160,7 @@ def evaluate(parsed: Parsed) -> int:
         raise CommandError(" ".join(division.said))
     if pair is None or (not pair[0].labels and "text_retrieval" not in asked):
         raise CommandError(f"{spec} has no labels to evaluate with; give --label_column or another --dataset.")
-    others = tables.last_weights(Path(name).expanduser()) if "classification" in asked else {}
+    others = tables.other_weights(Path(name).expanduser()) if "classification" in asked else {}
     options = {
         key: values[key] for key in ("batch_size", "num_workers", "max_images", "device", "seed", "knn_precision")
     }

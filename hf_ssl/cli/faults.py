@@ -8,7 +8,7 @@ from typing import Any
 
 _HINT = "HF_SSL_DEBUG=1 shows where."
 _OF_FILES = ("SafetensorError", "UnpicklingError")
-_OURS = ("TooManyBadImages", "WorkerError", "StrictDataclassFieldValidationError")
+_OURS = ("TooManyBadImages", "NonFiniteError", "WorkerError", "StrictDataclassFieldValidationError")
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory", re.IGNORECASE)
 _FULL = re.compile(r"No space left|os error 28|failed writing file|file write failed", re.IGNORECASE)
 _ARGUMENT = re.compile(r"unexpected keyword argument|required (positional|keyword-only) argument")

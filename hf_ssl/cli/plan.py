@@ -30,6 +30,7 @@ OWN = {
             "At most so many images of a split in the final table; a fixed draw.",
             limits="[1, inf)",
         ),
+        Flag("replay", ("str",), None, "Repeat the step that ended a run by NaN: the nonfinite folder that it left."),
         Flag("debug_traceback", ("bool",), False, "Show the traceback of an error (or set HF_SSL_DEBUG=1)."),
     )
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..documents import DocumentError, read_json
 from .console import say
+from .runfolder import read_run
 
 if TYPE_CHECKING:
     from ..data.splits import Pair
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 MEASURES = ("knn", "linear", "retrieval", "health")
 # Two pictures of one drawing: where a model is trained on either, it is shown on both.
 _PROTOCOLS = {"emoji": ("emoji:placed", "emoji"), "emoji:placed": ("emoji:placed", "emoji")}
+_LAST = "last weights"
 _NOT_PRINTED = ("knn200_", "r5", "jaccard_mean", "std", "i2t_r5", "t2i_r5", "zeroshot5_")
 
 
@@ -28,13 +30,13 @@ def make_table(
 ) -> list[dict[str, Any]]:
     """A few rows a pair: the baselines of the `measures` (None: the model's natural ones), then the model itself.
 
-    With `others` (`last_weights`) among the options, the model's own row is called "EMA weights".
+    With `others` (`other_weights`) among the options, the model's own row is called by its weights.
     """
     from ..evaluation import evaluate_backbone, natural_measures
 
     measures = natural_measures(model) if measures is None else measures
     if options.get("others"):
-        options.setdefault("name", "EMA weights")
+        options.setdefault("name", "EMA weights" if _LAST in options["others"] else "last weights, published")
     rows: list[dict[str, Any]] = []
     for bank, queries in pairs:
         say(f"Measuring the baselines and the model on {queries.name}, {queries.split} ...")
@@ -42,14 +44,19 @@ def make_table(
     return rows
 
 
-def last_weights(path: Path) -> dict[str, Any]:
-    """{"last weights": the classifier without EMA} of a run or checkpoint that holds one beside its EMA, else {}."""
+def other_weights(path: Path) -> dict[str, Any]:
+    """{name: classifier} of the weights that a run or checkpoint with an EMA does not publish; {} without one."""
     if not any(_is_method(folder) for folder in (path, path / "ssl")):
         return {}
     from ..hub import load_method
 
     method, _ = load_method(path)
-    return {"last weights": method.backbone.eval()} if hasattr(method, "ema") else {}
+    if not hasattr(method, "ema"):
+        return {}
+    told = read_run(path).get("published") if (path / "run.json").is_file() else None  # by validation images, maybe
+    if (told or {}).get("weights", method.chosen_weights()[0]) == "last":
+        return {"EMA weights, not published": method.ema.eval()}
+    return {_LAST: method.backbone.eval()}
 
 
 def _is_method(folder: Path) -> bool:

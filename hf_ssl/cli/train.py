@@ -15,6 +15,7 @@ from .launch import leave_processes, start_missing_processes
 from .pictures import Pictures, load_pictures
 from .plan import Plan, check_dataset, plan_training
 from .publish import push
+from .replay import replay, replay_command
 from .runfolder import lock_folder, prepare, read_run, write_run
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def train(argv: Sequence[str]) -> int:
     check_dataset(plan)
     start_missing_processes(plan.argv)
     try:
-        run(plan)
+        replay(plan) if plan.own["replay"] else run(plan)
     except RuntimeError as error:
         from ..training.stopping import ProcessLost, process_lost
 
@@ -74,8 +75,12 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
         write_run(plan.output_dir, record)  # a run that is cut short says at least what it was
     try:
         _train(trainer, resume, plan)
+    except CommandError as error:
+        record["stopped"] = str(error)
+        raise
     finally:
         record |= {"steps": trainer.state.global_step, "time_seconds": round(before + time.time() - started, 1)}
+        record |= trainer.precision_facts()
         if is_main():
             write_run(plan.output_dir, record)
     record["skipped_images"] = trainer.skipped_images()
@@ -84,13 +89,18 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
     if not is_main() or model is None:
         return []
     from ..hub import write_card, write_model
+    from ..training.publish import published_facts
 
+    record |= (published := published_facts(model))
+    write_run(plan.output_dir, record)  # the table asks it which weights these are
     write_model(model, trainer.processing_class, plan.output_dir, record)  # what the table measures
     record |= {"results": final_table(plan, pictures, measures), "finished": True}
     write_run(plan.output_dir, record)
     write_card(model, plan.output_dir, record)
     if record["results"]:
         tables.print_results(record["results"])
+    if published:
+        say("weights    the {weights} ones are published: {why}".format(**record["published"]))
     say(f"model      {plan.output_dir} (for plain transformers; the whole method is in {plan.output_dir / 'ssl'})")
     if not plan.own["no_report"]:
         report(plan.output_dir)
@@ -105,10 +115,10 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
 def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
     from ..training.arguments import DataArguments, ModelArguments, SSLTrainingArguments, TextArguments
     from ..training.build import build_method, default_arguments
-    from ..training.trainer import SSLTrainer
+    from ..training.trainer import SSLTrainer, last_complete_checkpoint
 
     training = plan.training(default_arguments(plan.method))
-    training.pop("resume_from_checkpoint", None)
+    resume = training.pop("resume_from_checkpoint", None)
     training["output_dir"] = str(plan.output_dir)
     training.setdefault("disable_tqdm", not is_main())
     args = SSLTrainingArguments(**training)
@@ -121,6 +131,7 @@ def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
         seed=args.seed,
         class_names=None if pictures.labeled_rows is None else pictures.labeled_rows.names,
         text_args=TextArguments(**plan.group("text")),
+        resume=last_complete_checkpoint(plan.output_dir) if resume is True else resume,
     )
     return SSLTrainer(
         model,
@@ -174,9 +185,18 @@ def print_header(plan: Plan, trainer: SSLTrainer, pictures: Pictures) -> None:
         f"rows       {rows_of(pictures.division)}",
         f"recipe     {plan.recipe_note}",
         f"training   {length} of {batch} {kind}{processes}, learning rate {args.learning_rate:.4g}, {precision}",
+        *_header_of_weights(trainer),
         f"output     {plan.output_dir}",
         "",
     )
+
+
+def _header_of_weights(trainer: SSLTrainer) -> list[str]:
+    """Which weights a run of this length publishes, where that is not the average of the method's paper."""
+    steps = round(trainer._planned_steps())
+    weights, why = trainer.method.chosen_weights(steps, steps) if steps else ("average", "")
+    said = f"weights    the last ones, not their average, will be published: {why}"
+    return [said] if why and weights == "last" else []
 
 
 def rows_of(division: Division) -> str:
@@ -190,6 +210,7 @@ def rows_of(division: Division) -> str:
 
 
 def _train(trainer: SSLTrainer, resume: Any, plan: Plan) -> None:
+    from ..training.nonfinite import StoppedAtNonFinite
     from ..training.stopping import ProcessLost
 
     try:
@@ -198,6 +219,9 @@ def _train(trainer: SSLTrainer, resume: Any, plan: Plan) -> None:
         raise Stopped(f"Stopped by Ctrl-C at step {trainer.state.global_step}{_kept(plan)}", SIGINT_CODE) from None
     except ProcessLost as error:
         raise CommandError(f"{error}{_kept(plan)}") from error
+    except StoppedAtNonFinite as error:
+        again = f" To see the step again: {replay_command(plan.argv, error.folder)}" if error.folder else ""
+        raise CommandError(error.words + again) from error
     finally:
         for callback in trainer.callback_handler.callbacks:  # an open bar would draw itself over what is said next
             if (bar := getattr(callback, "training_bar", None)) is not None:
@@ -256,7 +280,7 @@ def final_table(plan: Plan, pictures: Pictures, measures: Sequence[str] | None) 
     try:
         if pictures.pairs:
             if pictures.labeled is not None:
-                options["others"] = tables.last_weights(plan.output_dir)
+                options["others"] = tables.other_weights(plan.output_dir)
             return tables.make_table(str(plan.output_dir), None, pictures.pairs, measures, **options)
         say("There are no labelled pictures to test on: spread and rank of the features instead of accuracies.")
         options["max_images"] = min(2000, plan.own["table_images"])

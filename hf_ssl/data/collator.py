@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import weakref
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +58,8 @@ class ViewCollator:
         self._spare: dict | None = None  # last good row, undecoded, for a batch with no good image at all
 
     def __call__(self, rows: list[dict]) -> dict[str, Any]:
-        """`rows` as `RowStream` yields them -> {key: (B, ...) tensor}, the kept columns, and `_skipped`: a list.
+        """`rows` as `RowStream` yields them -> {key: (B, ...) tensor}, the kept columns, `_skipped`: a list,
+        and `_rows`: {"rows": the row numbers as bytes of int64}, which loaders hand on at no cost.
 
         Views are uint8 (B, V, H, W, C), as the workers draw them: `SSLImageProcessor.prepare` makes them floats.
         """
@@ -91,6 +92,7 @@ class ViewCollator:
         if self.encode_text is not None:
             batch.update(self.encode_text(texts))
         batch["_skipped"] = list(skipped.values())
+        batch["_rows"] = {"rows": np.array([row["_index"] for row in shown], np.int64).tobytes()}
         return batch
 
     def _text(self, shown: dict, row: dict) -> str:
@@ -144,6 +146,20 @@ class ViewCollator:
                     f"{tuple(batch[key].shape[1:])} for another; all views of a batch need one shape."
                 )
             batch[key].numpy()[i] = value
+
+
+class Batch(dict[str, Any]):
+    """{key: tensor} as models take it, and what they do not: ``rows``, the bytes of the rows' numbers as int64.
+
+    ``rows`` is {"rows": of the source}, with labelled images also {"labeled_rows": of the labelled one's}.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], rows: dict[str, bytes] | None = None):
+        super().__init__(tensors)
+        self.rows = rows or {}
+
+    def row_numbers(self) -> dict[str, list[int]]:
+        return {name: np.frombuffer(numbers, np.int64).tolist() for name, numbers in self.rows.items()}
 
 
 class BatchLoader:
@@ -211,8 +227,9 @@ class BatchLoader:
             self.close()  # the next iteration starts anew, at the same position
             raise
         self.ledger.update(batch.pop("_skipped"), self.dataset.images_per_batch)
+        rows = batch.pop("_rows")
         self.position += 1
-        return batch
+        return Batch(batch, rows)
 
     def _loader(self) -> torch.utils.data.DataLoader:
         count = self.num_workers

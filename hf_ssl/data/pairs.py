@@ -162,10 +162,12 @@ class PairCollator:
     def __call__(self, items: list[dict]) -> dict[str, Any]:
         batch = self.labeled([item["labeled"] for item in items])
         batch["labels"] = batch.pop("_label")
+        batch["_rows"] = {"labeled_rows": batch["_rows"]["rows"]}
         if not self.ratio:
             return batch
         others = self.unlabeled([row for item in items for row in item["unlabeled"]])
         batch["_skipped"] += others.pop("_skipped")
+        batch["_rows"] |= others.pop("_rows")
         batch["unlabeled_index"] = others.pop("_index")
         if self.column is not None:
             batch["unlabeled_labels"] = torch.tensor([self._label(value) for value in others.pop(self.column)])

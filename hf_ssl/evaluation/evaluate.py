@@ -27,6 +27,7 @@ from hf_ssl.evaluation.natives import load_native, model_kind
 from hf_ssl.evaluation.prompts import Prompts
 from hf_ssl.evaluation.segmentation import NoAttentionError, NoMaskError, attention_segmentation
 from hf_ssl.evaluation.zero_shot import class_list, classify, retrieve, zero_shot_accuracy
+from hf_ssl.untouched import untouched
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def natural_measures(model) -> tuple[str, ...]:
     return _NATURAL[model_kind(model)]
 
 
+@untouched()
 def evaluate_backbone(
     model,
     processor,

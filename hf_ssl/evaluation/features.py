@@ -23,6 +23,7 @@ from hf_ssl.data.sources import ImageSource, load_source
 from hf_ssl.evaluation.knn import as_features
 from hf_ssl.evaluation.natives import image_features, image_processor
 from hf_ssl.loading import load_pretrained
+from hf_ssl.untouched import untouched
 
 logger = logging.getLogger(__name__)
 
@@ -55,18 +56,13 @@ class Features:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """`model` in eval mode, without gradients or autocast; afterwards every submodule is in the mode it had before."""
-    modes = {module: module.training for module in model.modules()}
+    """`model` in eval mode, without gradients or autocast; afterwards it and the global generators are as before."""
     device = next(model.parameters()).device.type
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            yield model
-    finally:
-        for module, training in modes.items():
-            module.training = training  # one by one: train() would also wake submodules that were frozen on purpose
+    with untouched(model), torch.no_grad(), torch.autocast(device, enabled=False):
+        yield model.eval()
 
 
+@untouched()
 def load_backbone(model: str | Path | nn.Module, processor=None, device: str | torch.device | None = None):
     """(model, processor) ready for evaluation. A folder or Hub id is loaded in float32 with its own image processor.
 
@@ -98,7 +94,7 @@ def untrained(model_or_config, seed: int = 0) -> nn.Module:
 
     if isinstance(model_or_config, (str, Path)):
         model_or_config = load_pretrained(AutoConfig, model_or_config)
-    with torch.random.fork_rng():
+    with untouched():
         torch.manual_seed(seed)
         if isinstance(model_or_config, PreTrainedModel):
             twin = type(model_or_config)._from_config(copy.deepcopy(model_or_config.config), dtype=torch.float32)
@@ -335,11 +331,13 @@ def batches_of(
         rows, num_workers, total = _Stream(source.dataset, max_images), min(num_workers, 1), max_images
     else:
         rows, total = _Rows(source.dataset, positions), len(positions)
+    # a generator of its own: a loader draws a seed for its workers, even where it has none
     loader = DataLoader(
         rows,
         batch_size,
         num_workers=num_workers,
         collate_fn=workers.Shared(collect),
+        generator=torch.Generator(),
         timeout=workers.poll(num_workers),
     )
     with tqdm(total=total, desc=f"{what}: {source.name} {source.split}", unit="img", disable=not progress) as bar:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_ssl.loading import load_pretrained
+from hf_ssl.untouched import untouched
 
 KINDS = ("backbone", "classifier", "image_text")
 
@@ -30,6 +31,7 @@ def model_kind(model: str | Path | nn.Module) -> str:
     return "image_text" if hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features") else "backbone"
 
 
+@untouched()
 def load_native(model: str | Path | nn.Module, processor: Any = None, device: str | torch.device | None = None):
     """(model, processor, kind): the whole model in float32 and the processor that belongs to its kind.
 

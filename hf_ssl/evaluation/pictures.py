@@ -178,7 +178,7 @@ def reconstruction_pictures(run: Run, album: Album, chosen: list[int], seed: int
         raise NotApplicable("No reconstructions: this method does not predict pixels.")
     model = load_pretrained(model_class, run.folder / "ssl", dtype=torch.float32)
     pixels = album.pixels(chosen)
-    with frozen(model), torch.random.fork_rng():
+    with frozen(model):
         torch.manual_seed(seed)
         seen, predicted = model.reconstruct(pixels)
     return album.shown(pixels), album.shown(seen), album.shown(predicted)

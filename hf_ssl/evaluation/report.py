@@ -21,6 +21,7 @@ from hf_ssl.evaluation.health import diagnose, entropy_shares, health_report
 from hf_ssl.evaluation.natives import model_kind
 from hf_ssl.evaluation.report_table import is_number, table, text, verdict
 from hf_ssl.files import whole_file
+from hf_ssl.untouched import untouched
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Report:
         return values[-1] if values else None
 
 
+@untouched()
 def write_report(
     run_dir: str | Path, dataset: str | None = None, max_images: int = 1500, progress: bool = True
 ) -> Path:
@@ -146,6 +148,9 @@ def _header(report: Report) -> str:
     mood, sentences = verdict(report.run.card.get("results"))
     ill, health = _health(report)
     mood = "mixed" if ill and mood == "good" else mood
+    published = report.run.card.get("published") or {}
+    if published.get("weights") == "last":
+        sentences = [*sentences, f"The last weights are published, not their average: {published.get('why')}."]
     words = "".join(f"<p>{escape(sentence)}</p>" for sentence in [*sentences, health])
     return (
         f'<header><h1>{escape(name)} on {escape(_dataset(report))}</h1><p class="paper">{escape(paper)}</p>'

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 from hf_ssl.evaluation.charts import number
 
 _TIE = 0.005  # accuracies closer than this are called equal
-OWN_ROWS = ("trained", "EMA weights")  # what the model's own row is called
+OWN_ROWS = ("trained", "EMA weights", "last weights, published")  # what the model's own row is called
 _BASELINES = (
     ("untrained", "the untrained network"),
     ("raw pixels", "raw pixels"),

@@ -88,8 +88,8 @@ _FAMILIES = {
         "semi-supervised",
         "on a few labels and on images without labels",
         _PIPELINE.replace("<arguments>", ""),
-        "The root holds the moving average (EMA) of the weights, which is what was evaluated.",
-        "The commonest class, and the last weights without the average, are measured the same way.",
+        "The root holds what was evaluated: the moving average (EMA) of the weights, unless stated otherwise below.",
+        "The commonest class, and the weights that are not published, are measured the same way.",
         "It knows the classes it was trained on and answers with one of them to any picture.",
         _LOADED.replace("<processor>", "AutoImageProcessor")
         .replace("<model>", "AutoModelForImageClassification")
@@ -259,6 +259,8 @@ def _facts(run: dict[str, Any], side: tuple[int, int] | None) -> dict[str, str]:
         facts["Images seen"] = f"{seen:,} in {steps:,} steps of {run['images_per_step']:,}{passes}"
     elif steps:
         facts["Steps"] = f"{steps:,}"
+    if published := run.get("published"):
+        facts["Published weights"] = f"the {published['weights']} ones: {published['why']}"
     start = (run.get("init") or {}).get("from_pretrained")
     facts["Start"] = f"the weights of {scrub(start)}" if start else "random weights"
     if recipe := arguments.get("recipe"):

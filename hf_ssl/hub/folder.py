@@ -14,10 +14,12 @@ from .. import loading
 from ..documents import read_json
 from ..evaluation import load_native
 from ..files import whole_file, whole_folder
+from ..finite import check_finite
 from ..methods import register
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
 from ..processing.published import FOLDER, method_folder
+from ..untouched import untouched
 from .card import merged, model_card
 from .errors import explain_reading
 from .privacy import scrub
@@ -60,7 +62,8 @@ def export(model: SSLModel, processor: SSLImageProcessor, path: str | Path, run:
 def write_model(
     model: SSLModel, processor: SSLImageProcessor, path: str | Path, run: dict[str, Any] | None = None
 ) -> None:
-    """``export`` without the card."""
+    """``export`` without the card; NonFiniteError where a weight is NaN or infinite."""
+    check_finite(model, f"{path} is not written")
     with whole_folder(path, _STALE) as folder:
         _write(model, processor, folder, run)
 
@@ -120,6 +123,7 @@ def publishable(file: Path) -> str | bytes:
     return str(file)
 
 
+@untouched()
 def load_method(where: str | Path, **options: Any) -> tuple[SSLModel, SSLImageProcessor]:
     """The whole method and its view recipe from a run folder, its ``ssl/``, a checkpoint or a Hub repo.
 
@@ -172,10 +176,9 @@ def check_parity(path: str | Path, model: SSLModel, processor: SSLImageProcessor
     if not torch.allclose(pixels, _pixels(processor.eval_processor(), pictures), rtol=0, atol=1e-6):
         raise ParityError(f"{path}: its image processor makes other pictures of the same files than training did.")
     pixels = pixels.to(model.device, model.dtype)
-    training = model.training
-    mine, worst = _published(model.eval()), 0.0
-    try:
-        for name, outputs in _outputs(native, mine, kind, pixels).items():
+    worst = 0.0
+    with untouched(model):
+        for name, outputs in _outputs(native, _published(model.eval()), kind, pixels).items():
             loaded, trained = outputs
             scale = max(float(trained.abs().max()), 1e-12)
             worst = max(worst, float((loaded - trained).abs().max()) / scale)
@@ -184,8 +187,6 @@ def check_parity(path: str | Path, model: SSLModel, processor: SSLImageProcessor
                     f"{path}: plain transformers loads a model whose {name} differ by {worst:.2g} of their size from "
                     f"the trained one's (at most {TOLERANCE:g} is right)."
                 )
-    finally:
-        model.train(training)
     return worst
 
 

@@ -8,6 +8,7 @@ from ..data.sources import BUILT_IN
 from ..evaluation.album import Missing, Run, load_album
 from ..evaluation.pictures import before_after_figure, random_queries, reconstruction_pictures
 from ..files import whole_file
+from ..untouched import untouched
 from .folder import PICTURES
 
 logger = logging.getLogger("hf_ssl.hub")
@@ -20,6 +21,7 @@ def may_show(run: dict[str, Any]) -> bool:
     return run.get("dataset") in BUILT_IN
 
 
+@untouched()
 def draw_pictures(path: str | Path, dataset: str | None = None, max_images: int = 600) -> list[Path]:
     """Write PNGs of a run's test pictures (or ``dataset``'s) into its folder's pictures/; failures are logged."""
     folder = Path(path, PICTURES)

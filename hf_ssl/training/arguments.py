@@ -128,8 +128,8 @@ class SSLTrainingArguments(TrainingArguments):
     base_learning_rate scales with the global batch by the method's rule (``SSLModel.lr_scaling``); learning_rate is
     taken as it is. ``optim="lars"`` is LARS with the published trust ratio, ``"sgd_momentum"`` SGD with momentum,
     ``"sgd_nesterov"`` with Nesterov's; ``lr_scheduler_type="cosine_7_16"`` is FixMatch's cosine. ``precision="auto"``
-    is bf16 on a GPU that has it; on a CPU a run of 100 steps and more measures once what is faster, says so and keeps
-    it when resumed.
+    is bf16 on a GPU that has it; on such a CPU, runs of 100 steps and more take what suits the processor and the model
+    unless one measurement, remembered per machine and shape, is clearly against it. run.json says which and why.
     """
 
     lr_scheduler_type: SchedulerType | str = field(
@@ -151,7 +151,7 @@ class SSLTrainingArguments(TrainingArguments):
     )
     precision: str = field(
         default="auto",
-        metadata={"help": "Precision: auto (bf16 where it is measured faster, else fp32), fp32, bf16 or fp16."},
+        metadata={"help": "Precision: auto (bf16 where the machine is faster with it), fp32, bf16 or fp16."},
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide nan and inf losses from the log; looking waits for the device."}
@@ -159,6 +159,9 @@ class SSLTrainingArguments(TrainingArguments):
     sync_batchnorm: bool = field(default=True, metadata={"help": "BatchNorm over the global batch of all ranks."})
     max_bad_fraction: float = field(
         default=0.01, metadata={"help": "Stop, checkpoint saved, when more images than this share cannot be read."}
+    )
+    nonfinite_steps: int = field(
+        default=3, metadata={"help": "Stop after so many steps in a row whose loss or gradient is NaN or infinite."}
     )
     health_steps: int = field(default=50, metadata={"help": "Check for collapse every so many steps; 0 = never."})
     eval_images: int = field(
@@ -170,7 +173,8 @@ class SSLTrainingArguments(TrainingArguments):
         "eval_accumulation_steps": "[1, inf)", "logging_steps": "(0, inf)", "save_steps": "(0, inf)",
         "eval_steps": "(0, inf)", "save_total_limit": "[1, inf)", "base_learning_rate": "(0, inf)",
         "adam_beta1": "[0, 1)", "adam_beta2": "[0, 1)", "momentum": "[0, 1]", "label_smoothing_factor": "[0, 1]",
-        "max_bad_fraction": "[0, 1]", "seed": "[0, 4294967295]", "data_seed": "[0, 4294967295]",
+        "max_bad_fraction": "[0, 1]", "nonfinite_steps": "[1, inf)", "seed": "[0, 4294967295]",
+        "data_seed": "[0, 4294967295]",
         "dataloader_num_workers": "[0, 1024]", "dataloader_prefetch_factor": "[1, inf)", "local_rank": "[-1, inf)",
     }  # fmt: skip
 

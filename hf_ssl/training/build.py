@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from .. import backbones, loading, text
+from .. import backbones, distributed, loading, text
 from ..data.labels import label_names
 from ..data.sources import ImageSource, load_source
 from ..methods import load
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
 from ..spelling import presets
+from ..untouched import untouched
 from .arguments import ModelArguments, TextArguments
 
 _TOKENIZER_ROWS = 1_000_000
@@ -37,6 +40,7 @@ def build_method(
     seed: int = 0,
     class_names: Sequence[str] | None = None,
     text_args: TextArguments | None = None,
+    resume: str | Path | None = None,
 ) -> tuple[SSLModel, SSLImageProcessor]:
     """A method ready to train on ``source``: random weights from ``seed``, or a warm start from a native checkpoint.
 
@@ -48,7 +52,8 @@ def build_method(
     config_fields: fields of the method's config. view_fields: attributes and view fields of its image processor.
     class_names: what a semi-supervised method's classifier tells apart, in the order of the label ids; default: the
     classes of ``source``. An image-text method takes its texts, and the vocabulary of a tokenizer that it trains, from
-    ``source``.
+    ``source``; the first process trains it. resume: a checkpoint of the run that goes on; the tokenizer trained for it
+    is read from there.
     """
     model_class = load(name)
     model_args = ModelArguments() if model_args is None else model_args
@@ -63,6 +68,8 @@ def build_method(
     chosen = model_args.backbone or model_class.default_backbone
     if model_class.paper.family == "image_text":
         texts = text_args or TextArguments()
+        if resume and not texts.tokenizer and _holds_tokenizer(resume):
+            texts = replace(texts, tokenizer=str(resume))
         built = build_image_text(model_class, source, model_args, texts, config_fields or {}, view_fields or {}, seed)
         built[0].processor = built[1]
         return _with_attention(built[0], model_args), built[1]
@@ -91,7 +98,7 @@ def build_method(
     if model_class.needs_index:
         fields["num_examples"] = _count_rows(name, source, fields.get("num_examples"))
     config = config_class(**{**earlier, **fields, "backbone_config": backbone})
-    with torch.random.fork_rng():
+    with untouched():
         torch.manual_seed(seed)
         model = loading.load_pretrained(model_class, chosen, config=config) if warm_start else model_class(config)
     if warm_start:
@@ -164,7 +171,8 @@ def build_image_text(
     warm_text = tower not in text.TEXT_PRESETS and not whole
     read = text_args.tokenizer or (vision if whole else tower if warm_text else None)
     if read is None:
-        tokenizer = text.train_tokenizer(_texts(source, seed), text_args.vocab_size, text_args.context_length)
+        sizes = (text_args.vocab_size, text_args.context_length)
+        tokenizer = distributed.from_first(lambda: text.train_tokenizer(_texts(source, seed), *sizes))
     else:
         tokenizer = text.load_tokenizer(read)
     length = min(text_args.context_length, text.max_tokens(tokenizer))
@@ -179,7 +187,7 @@ def build_image_text(
         raise ValueError(f"{vision} takes {taken} channels, the images have {channels}")
     config_class: Any = model_class.config_class
     config = config_class(backbone_config=backbone, **config_fields)
-    with torch.random.fork_rng():
+    with untouched():
         torch.manual_seed(seed)
         model = loading.load_pretrained(model_class, vision, config=config) if whole else model_class(config)
     if pretrained is not None and not whole:
@@ -190,16 +198,24 @@ def build_image_text(
     return model, _build_processor(model_class, size, channels, backbone.vision_config, fields)
 
 
+def _holds_tokenizer(folder: str | Path) -> bool:
+    return Path(folder, "tokenizer_config.json").is_file()
+
+
 def _texts(source: ImageSource, seed: int) -> Iterator[str]:
-    """What a tokenizer learns from: every row's texts and one as training draws it; of a stream the first rows."""
+    """What a tokenizer learns from: every row's texts and one as training draws it; of a stream the first rows.
+
+    The draw depends on the texts and the seed alone, and a tokenizer on how often words occur: the same rows in
+    another order, from other shards or on more processes, give the same tokenizer.
+    """
     assert source.texts is not None
-    rng, dataset = np.random.default_rng(seed), source.dataset
+    dataset = source.dataset
     if dataset.column_names and source.texts.column in dataset.column_names:
         dataset = dataset.select_columns(list(source.texts.columns))
     for row in itertools.islice(dataset, _TOKENIZER_ROWS):
         if found := source.texts.texts(row):
             yield from found
-            yield source.texts.draw(row, rng)
+            yield source.texts.draw(row, np.random.default_rng((seed, zlib.crc32("\n".join(found).encode()))))
 
 
 def _preset_config(name: str, size: int, patch: int | None, channels: int, as_dict: bool = False) -> Any:

@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 
 from .. import distributed, schedules
 from ..evaluation import health
+from ..untouched import untouched
 from .optim import clip_per_module, clip_per_tensor
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class HealthCallback(TrainerCallback):
         self.start: dict[str, float] | None = None
         self.said: set[str] = set()
 
+    @untouched()
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         embeddings = self.trainer.last_embeddings
         due = args.health_steps and (state.global_step == 1 or state.global_step % args.health_steps == 0)

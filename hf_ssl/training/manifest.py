@@ -33,7 +33,8 @@ HARMLESS = (
     "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "save_", "enable_jit_checkpoint", "push_to_hub", "hub_",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "restore_callback_states",
     "do_train", "do_eval", "do_predict", "debug", "skip_memory_metrics", "local_rank", "max_bad_fraction",
-    "health_steps", "include_num_input_tokens_seen", "use_cache", "torch_empty_cache_steps", "ddp_timeout",
+    "nonfinite_steps", "health_steps", "include_num_input_tokens_seen", "use_cache", "torch_empty_cache_steps",
+    "ddp_timeout",
     "average_tokens_across_devices", "accelerator_config", "dataloader_", "remove_unused_columns", "label_names",
     "length_column_name", "train_sampling_strategy", "activation_checkpointing", "gradient_checkpointing",
 )  # fmt: skip

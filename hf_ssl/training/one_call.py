@@ -17,6 +17,7 @@ from ..processing import SSLImageProcessor
 from .arguments import ModelArguments, SSLTrainingArguments
 from .build import build_method, default_arguments
 from .levels import merge
+from .publish import published_facts
 from .trainer import SSLTrainer
 
 if TYPE_CHECKING:
@@ -31,11 +32,12 @@ _SHOWN = ("accuracy", "macro_f1", "ece")
 class FitReport:
     """What ``fit`` returns.
 
-    model: the native classifier that is evaluated and published (EMA weights), class names in its config; processor:
-    its native image processor. validation: accuracy, macro_f1, ece of ``model`` and student_accuracy of the weights
-    that are no average; empty without validation images. history: what was logged, a dict per entry. labeled: the rows
-    whose labels were used. skipped: "file or row: reason" of each image left out. method, views: the whole method and
-    its view recipe, to go on training.
+    model: the native classifier that is evaluated and published, class names in its config: the EMA weights, or the
+    last ones where they are better on the validation images, or the EMA is still the random start (``run`` says which
+    and why); processor: its native image processor. validation: accuracy, macro_f1, ece of ``model``, student_accuracy
+    of the last weights and, where those are ``model``, average_accuracy of the EMA; empty without validation images.
+    history: what was logged, a dict per entry. labeled: the rows whose labels were used. skipped: "file or row:
+    reason" of each image left out. method, views: the whole method and its view recipe, to go on training.
     """
 
     model: PreTrainedModel
@@ -64,9 +66,12 @@ class FitReport:
         from ..evaluation import format_table
 
         figures = {name: self.validation[name] for name in _SHOWN if name in self.validation}
-        rows = [{"weights": "EMA (report.model)", **figures}]
+        last = "average_accuracy" in self.validation
+        names = ("last (report.model)", "EMA") if last else ("EMA (report.model)", "last")
+        rows = [{"weights": names[0], **figures}]
         if "student_accuracy" in self.validation:
-            rows.append({"weights": "last", "accuracy": self.validation["student_accuracy"]})
+            other = self.validation["average_accuracy" if last else "student_accuracy"]
+            rows.append({"weights": names[1], "accuracy": other})
         labels = f"{len(self.labeled.rows)} labels of {len(self.labeled.names)} classes ({self.labeled.rule})"
         return f"{self.method.paper.name} on {labels}\n\n{format_table(rows)}" if figures else labels
 
@@ -146,8 +151,12 @@ def fit(
     }
     division["rule"] = " ".join([*said, "Training, with labels or without, left out what is validated on."])
     results = {name.removeprefix("eval_"): value for name, value in measured.items()}
+    published = published_facts(whole)
+    if published["published"]["weights"] == "last" and held is not None:  # the model's figures are the last weights'
+        averaged = {f"average_{name}": results[name] for name in _SHOWN}
+        results |= averaged | {name: results[f"student_{name}"] for name in _SHOWN}
     return FitReport(
         whole.export_backbone.eval().cpu(), processor.native_processor(), results, trainer.state.log_history, rows,
         whole, processor, skipped,
-        {"method": method, "dataset": source.name, "labeled": rows.to_dict(), "division": division},
+        {"method": method, "dataset": source.name, "labeled": rows.to_dict(), "division": division, **published},
     )  # fmt: skip

@@ -22,7 +22,7 @@ def measure(
 ) -> dict[str, float]:
     """{name: value} for ``queries``; at most ``max_images`` pictures of each source, a fixed draw (None: all).
 
-    Semi-supervised: accuracy, macro_f1 and ece of the EMA weights, student_accuracy of the last ones. Image-text:
+    Semi-supervised: accuracy, macro_f1 and ece of the EMA weights, student_accuracy, ... of the last ones. Image-text:
     recall among the texts. Else kNN with ``bank``: knn_<label> per label column, knn_top1 for the first.
     """
     options: dict[str, Any] = {"device": device, "progress": False, "max_images": max_images}
@@ -44,7 +44,7 @@ def _classifier(
     averaged, last = reports
     return {
         **{name: averaged[name] for name in ("accuracy", "macro_f1", "ece")},
-        "student_accuracy": last["accuracy"],
+        **{f"student_{name}": last[name] for name in ("accuracy", "macro_f1", "ece")},
     }
 
 

@@ -23,6 +23,9 @@ from ..hub.folder import publishable
 from ..hub.pictures import may_show
 from ..hub.publish import card_for, create_repo, push_command, upload
 from ..methods import name_of
+from ..modeling import SSLModel
+from ..untouched import untouched
+from . import precision
 from .inputs import each
 
 logger = logging.getLogger("hf_ssl.training")
@@ -57,6 +60,8 @@ class PublishingTrainer(Trainer):
             "division": self._division(),
             "labeled": None if self.labeled_rows is None else self.labeled_rows.to_dict(),
             "init": {"from_pretrained": start or None, "seed": args.seed},
+            **self.precision_facts(),
+            **published_facts(self.method),
             **self.card_facts,
         }
 
@@ -66,6 +71,13 @@ class PublishingTrainer(Trainer):
         known = [count for count in counts if count is not None]
         queries = sum(known) if known and len(known) == len(counts) else None
         return {"train": self.train_source.num_rows, "measured": queries, "trained_on": self.trained_queries}
+
+    def precision_facts(self) -> dict[str, Any]:
+        """precision and attn_implementation, which repeat the run where they are stated, and precision_reason."""
+        choice = getattr(self, "precision", None)
+        if choice is None:  # before training starts
+            return {}
+        return {**precision.to_dict(self.method, choice), "precision_reason": choice.said}
 
     @property
     def images_per_step(self) -> int:
@@ -85,12 +97,14 @@ class PublishingTrainer(Trainer):
         self.hub_model_id = create_repo(name, token or args.hub_token, private)
         self.push_in_progress = None
 
+    @untouched()
     def create_model_card(self, **facts: Any) -> None:
         """README.md of the output folder; ``facts`` as ``card_facts``."""
         method = self.whole_method()
         if method is not None:
             write_card(method, str(self.args.output_dir), {**self.run_record(), **facts}, self.hub_model_id)
 
+    @untouched()
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -170,7 +184,7 @@ class PublishingTrainer(Trainer):
             if isinstance(content, bytes):
                 copy.write_bytes(content)
             else:
-                _link(file, copy)  # the checkpoint may be rotated away while this uploads
+                link(file, copy)  # the checkpoint may be rotated away while this uploads
             copies[f"{name}/{file.relative_to(checkpoint).as_posix()}"] = copy
         return copies
 
@@ -198,11 +212,18 @@ class PublishingTrainer(Trainer):
         return self._worker
 
 
-def _link(file: Path, copy: Path) -> None:
+def link(file: str | Path, copy: str | Path) -> None:
+    """A second name for ``file``, or a copy where the disk knows no links."""
     try:
         os.link(file, copy)
     except OSError:  # another disk, or one that knows no links
         shutil.copy2(file, copy)
+
+
+def published_facts(method: SSLModel) -> dict[str, Any]:
+    """Which weights are published and why, where a method has an average beside the last ones."""
+    weights, why = method.chosen_weights()
+    return {} if method.average is None else {"published": {"weights": weights, "why": why}}
 
 
 def environment(world_size: int = 1) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ from ..data.labels import LabeledRows
 from ..data.remote import RemoteError
 from ..data.sources import ImageSource, SourceError
 from ..data.splits import for_testing, trained_queries, without
+from ..data.variety import nothing_to_learn
 from ..data.workers import WaitEnded, WorkerError
 from ..hub import scrub
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
+from ..untouched import untouched
 from . import online, precision
 from .arguments import SSLTrainingArguments
 from .build import check_rows
@@ -36,9 +40,12 @@ from .checkpointing import CheckpointingTrainer
 from .checkpoints import last_complete_checkpoint
 from .inputs import all_labels, check_arguments, each, measured_images, one_of, training_images
 from .lock import lock
+from .nonfinite import NonFiniteCallback, replay
 from .optim import decay_names, hold_constant_rates, mark_groups, own_optimiser, scaled_learning_rate
 from .resume import EpochLoader
 from .stopping import ProcessLost, StopCallback, process_lost
+
+logger = logging.getLogger("hf_ssl.training")
 
 _LEDGER_FILE, _LABELED_FILE = "skipped_images.json", "labeled_rows.json"
 
@@ -60,7 +67,8 @@ class SSLTrainer(CheckpointingTrainer):
 
     Arguments of Trainer without a use here (data_collator, compute_metrics, ...) are a TypeError that says what to do.
     ``train`` raises TooManyBadImages (after saving a checkpoint) when more than ``max_bad_fraction`` of the images
-    cannot be read, CheckpointError when a checkpoint cannot be written, RunLocked when another run writes into
+    cannot be read, CheckpointError when a checkpoint cannot be written, NonFiniteError after ``nonfinite_steps`` steps
+    without a finite loss, or before it would save weights that are not finite, RunLocked when another run writes into
     ``output_dir``, and ProcessLost when another process of the run has ended. After SIGTERM it saves, returns, and
     ``terminated`` is True; after Ctrl-C it saves and raises KeyboardInterrupt. A resumed run continues exactly where
     the checkpoint was taken.
@@ -119,6 +127,7 @@ class SSLTrainer(CheckpointingTrainer):
         self.ledger = BadImageLedger()
         self._loader: EpochLoader | None = None
         self.precision: precision.Choice | None = None  # settled when training starts
+        self.precision_of: str | None = None  # a folder that says it, where no checkpoint does
         self.last_embeddings: Tensor | None = None
         self.last_metrics: dict[str, Tensor] = {}
         self.last_loss: Tensor | float = 0.0
@@ -130,8 +139,8 @@ class SSLTrainer(CheckpointingTrainer):
         self.train_dataset = train_source.dataset
         for source in chosen_on if args.eval_strategy != "no" else ():
             self._bank(source)  # now, not after hours
-        self.stopper = StopCallback(self)
-        for callback in (MethodCallback(self), HealthCallback(self), self.stopper):
+        self.stopper, self.nonfinite = StopCallback(self), NonFiniteCallback(self)
+        for callback in (MethodCallback(self), HealthCallback(self), self.nonfinite, self.stopper):
             self.add_callback(callback)
 
     @property
@@ -187,7 +196,9 @@ class SSLTrainer(CheckpointingTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         try:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            samples, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+            self.nonfinite.note_rows(self.state.global_step + 1, samples)
+            return samples, count
         except (TooManyBadImages, RemoteError, SourceError, WorkerError, WaitEnded):
             # where data ended for this process alone, the others wait for its gradient and cannot save with it
             if (step := self.state.global_step) and distributed.all_arrive(f"the end of data at step {step}"):
@@ -197,25 +208,33 @@ class SSLTrainer(CheckpointingTrainer):
     # --- precision ------------------------------------------------------------------------------------------------
 
     def _settle_precision(self, checkpoint: str | None) -> None:
-        """As the checkpoint was trained, else as stated, else what a measurement on the first process says."""
+        """As the checkpoint was trained, else as stated, else what suits the machine, by the first process."""
         args, model = self.args, self.method
         stated = "bf16" if args.bf16 else "fp16" if args.fp16 else args.precision
-        choice = precision.restore(checkpoint, model, stated) if checkpoint else None
+        origin = checkpoint or self.precision_of
+        choice = precision.restore(origin, model, stated) if origin else None
         offered = precision.candidates(model, stated)
-        worth = self._planned_steps() >= precision.WORTH_STEPS and not (self.is_fsdp_enabled or args.deepspeed)
-        if choice is None and len(offered) > 1 and worth:
-            offered = self._measured(stated)
-        self.precision = choice or offered[0]
+        if choice is None and len(offered) == 1:
+            choice = offered[0]
+        elif choice is None and (why := self._not_measured()):
+            choice = precision.plain(stated, why)
+        self.precision = choice or self._measured(stated)
+        if args.precision == "auto" and (args.bf16 or args.fp16):
+            self.precision = replace(self.precision, said=f"{stated}: this device computes it natively")
         precision.apply(model, self.precision)
 
-    def _measured(self, stated: str) -> list[precision.Choice]:
-        chosen: list[Any] = [None]
+    def _not_measured(self) -> str:
+        """Why nothing is measured before this run; "" where it is."""
+        if self.is_fsdp_enabled or self.args.deepspeed:
+            return "sharded models are not measured"
+        short = self._planned_steps() < precision.WORTH_STEPS
+        return f"runs of fewer than {precision.WORTH_STEPS} steps are not measured" if short else ""
+
+    def _measured(self, stated: str) -> precision.Choice:
+        method = self.method
+        chosen = distributed.from_first(lambda: precision.choose(method, self._prepare_inputs(self._sample()), stated))
         if self.args.process_index == 0:
-            with distributed.alone():
-                chosen = [precision.choose(self.method, self._prepare_inputs(self._sample()), stated)]
-            print(chosen[0].said, flush=True)
-        if distributed.world_size() > 1:
-            dist.broadcast_object_list(chosen)
+            print(chosen.said, flush=True)
         return chosen
 
     def _planned_steps(self) -> float:
@@ -271,6 +290,7 @@ class SSLTrainer(CheckpointingTrainer):
         self.last_embeddings = outputs.embeddings.detach()
         self.last_metrics = outputs.metrics or {}
         self.last_loss = outputs.loss.detach()
+        self.nonfinite.note_loss(outputs.loss)
         self.note(self.last_metrics)
         self._images += len(inputs[self.method.main_input_name]) + len(inputs.get("unlabeled_index", ()))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -292,7 +312,8 @@ class SSLTrainer(CheckpointingTrainer):
                 logs["skipped_images"] = self.ledger.skipped
             self._window, self._images, self._clock = {}, 0, now
         vectors = {name: value for name, value in logs.items() if isinstance(value, list)}
-        super().log({name: value for name, value in logs.items() if name not in vectors}, start_time)
+        with untouched():  # trackers are anybody's code
+            super().log({name: value for name, value in logs.items() if name not in vectors}, start_time)
         self.state.log_history[-1].update(vectors)  # kept for the report; trackers and the console take numbers only
 
     def _window_means(self) -> dict[str, Any]:
@@ -301,6 +322,10 @@ class SSLTrainer(CheckpointingTrainer):
         flat = distributed.all_mean(torch.cat([mean.flatten() for mean in means]).to(self.args.device)).cpu()
         parts = flat.split([mean.numel() for mean in means])
         return {name: part.view(mean.shape).tolist() for name, mean, part in zip(self._window, means, parts)}
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self.nonfinite.grad_norm = super()._get_grad_norm(model, grad_norm)
+        return self.nonfinite.grad_norm
 
     # --- optimiser ------------------------------------------------------------------------------------------------
 
@@ -347,15 +372,17 @@ class SSLTrainer(CheckpointingTrainer):
         if isinstance(queries, dict):
             named = ((f"{metric_key_prefix}_{name}", source) for name, source in queries.items())
             return {key: value for prefix, part in named for key, value in self.evaluate(part, None, prefix).items()}
-        method = self.whole_method()
-        pair = (self._bank(queries), queries)
-        measured = None
-        if method is not None:
-            measured = online.measure(method, self.views, *pair, self.args.eval_images or None, self.args.device)
-        shared = [measured]
-        if distributed.world_size() > 1:
-            dist.broadcast_object_list(shared)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in (shared[0] or {}).items()}
+        if self.is_in_train:
+            self.nonfinite.check_weights("at an evaluation")
+        method: Any = self.whole_method()  # None on all processes but the first
+        bank, limit = self._bank(queries), self.args.eval_images or None
+        with untouched(method or self.method):
+            measured = distributed.from_first(
+                lambda: online.measure(method, self.views, bank, queries, limit, self.args.device)
+            )
+        if "student_accuracy" in measured and not for_testing(queries) and not self.trained_queries:
+            self.method.validate_weights(measured["accuracy"], measured["student_accuracy"])
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -406,7 +433,7 @@ class SSLTrainer(CheckpointingTrainer):
         state = self.accelerator.get_state_dict(self.model)
         if self.args.process_index != 0:
             return None
-        with torch.random.fork_rng():
+        with untouched():
             whole = type(self.method)(self.method.config)
         whole.load_state_dict(state)
         return whole
@@ -424,9 +451,13 @@ class SSLTrainer(CheckpointingTrainer):
         self._settle_precision(checkpoint)
         self._settle_facts(checkpoint)
         self._agree_on_labels(checkpoint)
+        if self.args.process_index == 0 and (said := nothing_to_learn(self.train_source)):
+            logger.warning("%s", said)
         self._images, self._clock = 0, time.perf_counter()
+        self.nonfinite.checkpoint = Path(checkpoint) if checkpoint else None
         try:
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            self.nonfinite.check_weights("at the end")
         except WaitEnded:  # by a signal; the checkpoint is written
             output = None
         except RuntimeError as error:
@@ -447,14 +478,25 @@ class SSLTrainer(CheckpointingTrainer):
             raise KeyboardInterrupt
         return output
 
+    def replay(self, folder: str | Path) -> dict[str, Any]:
+        """Repeat the step that was not finite, from what a stopped run left in ``folder``; nothing is written.
+
+        The trainer must be built as that run's was, from the same seed. Returns reproduced, the step, values (its
+        losses, then its gradient norm), module (the first whose output was not finite, or None), weights (names of
+        those that were not finite after it) and rows (of each micro-batch of this process, the row numbers).
+        """
+        return replay(self, folder)
+
     def save_checkpoint(self) -> None:
         """A checkpoint of the current step, as training makes them; every process must call it."""
         self._save_checkpoint(self.model_wrapped, trial=None)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
+        self.nonfinite.check_weights("at a save")
         try:
-            super()._save_checkpoint(model, trial)
+            with untouched():
+                super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not re.search(r"StreamWriter|inline_container|write", str(error)):
                 raise
@@ -466,6 +508,7 @@ class SSLTrainer(CheckpointingTrainer):
                 f"cannot write the checkpoint {folder}: {error}. {kept} Free some space or choose another "
                 "--output_dir, then run the same command with --resume_from_checkpoint true."
             ) from error
+        self.nonfinite.checkpoint = folder
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

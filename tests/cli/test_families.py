@@ -1,15 +1,18 @@
 """train for the families that read more than pixels: labels of some images, texts of all."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_ssl.cli import main
+from hf_ssl.hub import load_method
 
 SHORT = ["--max_steps", "4", "--logging_steps", "2", "--image_size", "16", "--use_cpu", "--disable_tqdm"]
 
@@ -45,8 +48,16 @@ def test_train_fixmatch_on_a_few_labels(pictures, tmp_path, capsys):
     assert record["labeled"] == json.loads((run / "labeled_rows.json").read_text())
     assert len(record["labeled"]["rows"]) == 4 and record["labeled"]["names"] == ["blue", "red"]
     rows = {row["model"]: row for row in record["results"]}
-    assert {"majority class", "last weights", "EMA weights"} <= set(rows)
-    assert rows["majority class"]["accuracy"] == 0.5 and {"accuracy", "ece", "confusion"} <= set(rows["EMA weights"])
+    published = record["published"]  # after 4 steps: what is better on the validation images
+    assert "on validation images" in published["why"] and f"the {published['weights']} ones are published" in out
+    average = published["weights"] == "average"
+    names = ["last weights", "EMA weights"] if average else ["EMA weights, not published", "last weights, published"]
+    assert {"majority class", *names} <= set(rows)
+    assert rows["majority class"]["accuracy"] == 0.5 and {"accuracy", "ece", "confusion"} <= set(rows[names[1]])
+    method = load_method(run)[0]
+    root = load_file(run / "model.safetensors")
+    chosen = (method.ema if average else method.backbone).state_dict()
+    assert all(torch.equal(root[name], value) for name, value in chosen.items() if name in root)
     card = (run / "README.md").read_text()
     assert "image-classification" in card and "2 per class" in card
     assert ", ".join(map(str, record["labeled"]["rows"])) in card
@@ -99,3 +110,21 @@ def test_data_that_does_not_suit_the_family_is_named(pictures, tmp_path, capsys)
         == 1
     )
     assert "fewer than the 30 per class" in capsys.readouterr().err
+
+
+def test_a_run_that_turns_to_nan_fails_and_its_one_command_repeats_the_step(pictures, tmp_path, capsys):
+    run = tmp_path / "a run"
+    command = ["train", "simclr", "--dataset", pictures, "--output_dir", run, "--backbone", "resnet-pico", *SHORT]
+    command += ["--per_device_train_batch_size", 8, "--optim", "sgd", "--learning_rate", "1e9", "--warmup_steps", 2]
+    command += ["--max_steps", 12, "--save_steps", 1, "--save_total_limit", 1]
+    assert main([str(word) for word in command]) == 1
+    record, said = json.loads((run / "run.json").read_text()), capsys.readouterr().err
+    assert record["finished"] is False and "NaN or infinite" in record["stopped"] and record["results"] == []
+    assert not (run / "model.safetensors").exists() and not (run / "ssl").exists()
+    (kept,) = run.glob("checkpoint-*")
+    assert all(value.isfinite().all() for value in load_file(kept / "model.safetensors").values())
+    again = said.rpartition("To see the step again: ")[2].strip().splitlines()[0]
+    word, *argv = shlex.split(again)
+    assert word == "hf-ssl" and main(argv) == 0
+    assert "is NaN or infinite again" in (out := capsys.readouterr().out) and "rows       [{'rows': [" in out
+    assert json.loads((run / "run.json").read_text()) == record and not (run / "nonfinite" / "again").exists()

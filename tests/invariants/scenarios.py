@@ -185,6 +185,16 @@ def sinkhorn() -> dict[str, Tensor]:
     return result
 
 
+def first() -> dict[str, Tensor]:
+    """What the first rank alone computes, alone: its number of ranks and its own rank; then an error of its."""
+    told = distributed.from_first(lambda: [distributed.world_size(), dist.get_rank()])
+    try:
+        distributed.from_first(lambda: int("seven"))
+    except ValueError as error:
+        told.append(len(str(error)))
+    return {"told": torch.tensor(told), "again": distributed.all_mean(torch.ones(1))}
+
+
 def arrival() -> dict[str, Tensor]:
     """Both ranks arrive at one place, and at another only the first, whose next collective is as it was."""
     both = distributed.all_arrive("both", 60.0)
@@ -194,7 +204,7 @@ def arrival() -> dict[str, Tensor]:
 
 
 def scenario(name: str) -> dict[str, Tensor]:
-    if name in ("gather", "batchnorm", "sinkhorn", "arrival"):
+    if name in ("gather", "batchnorm", "sinkhorn", "arrival", "first"):
         return globals()[name]()
     setting, _, micro = name.partition("/")
     return optimiser_step(setting, int(micro or 1))

@@ -12,7 +12,7 @@ from tests.invariants.scenarios import SETTINGS, optimiser_step, scenario
 
 # where the loss or a BatchNorm looks at the whole batch, micro-batches are another objective by definition
 ACCUMULATES = [name for name, s in SETTINGS.items() if TINY[s.method].accumulates and not s.batchnorm]
-NAMES = ["gather", "batchnorm", "sinkhorn", "arrival", *SETTINGS, *(f"{name}/2" for name in ACCUMULATES)]
+NAMES = ["gather", "batchnorm", "sinkhorn", "arrival", "first", *SETTINGS, *(f"{name}/2" for name in ACCUMULATES)]
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +102,8 @@ def test_who_arrives_is_told_without_a_collective(ranks) -> None:
     for result in ranks["arrival"]:
         assert not isinstance(result, str), result
         assert result["both"] and not result["one"] and result["mean"] == 0.5
+
+
+def test_all_ranks_learn_what_the_first_computed_or_raised(ranks) -> None:
+    for result in ranks["first"]:
+        assert_same(result, {"told": torch.tensor([1, 0, 47]), "again": torch.ones(1)})

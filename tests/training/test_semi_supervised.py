@@ -12,6 +12,7 @@ from transformers import ResNetConfig
 from hf_ssl import FixMatchConfig, FixMatchForPreTraining, FixMatchImageProcessor, SSLTrainer, SSLTrainingArguments
 from hf_ssl.data import load_source
 from hf_ssl.data.labels import draw_labeled
+from hf_ssl.finite import NonFiniteError
 from tests.invariants.ranks import run_on_ranks
 
 from .conftest import BACKBONE, in_child
@@ -68,26 +69,31 @@ def test_the_labelled_rows_are_in_the_checkpoint_and_another_subset_is_refused(t
 
 
 def own_draw(name: str) -> list[str]:
-    """On a rank: a run whose labelled subset depends on the rank ("ranks"), or does not ("seed")."""
+    """On a rank: a run whose labelled subset depends on the rank ("ranks") or not ("seed"); NaN on one ("nan")."""
     import tempfile
 
     source = load_source("emoji")
     source = dataclasses.replace(source, dataset=source.dataset.select(range(96)))
     draw = torch.distributed.get_rank() if name == "ranks" else 0
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_fixmatch(source, folder, draw=draw, max_steps=1, save_strategy="no")
+        steps = 12 if name == "nan" else 1
+        trainer = make_fixmatch(source, folder, draw=draw, max_steps=steps, save_strategy="no", logging_steps=100)
+        if name == "nan" and torch.distributed.get_rank() == 1:
+            noted = trainer.nonfinite.note_loss
+            trainer.nonfinite.note_loss = lambda loss: noted(loss * math.nan)
         try:
             trainer.train()
-        except ValueError as error:
+        except (ValueError, NonFiniteError) as error:
             return [str(error)]
     return ["trained"]
 
 
 def test_ranks_with_different_labels_are_refused(tmp_path):
     """Trap: a subset per rank leaks labels, world size times as many, and raises the accuracy without a word."""
-    found = run_on_ranks(own_draw, ["seed", "ranks"], tmp_path)
+    found = run_on_ranks(own_draw, ["seed", "ranks", "nan"], tmp_path)
     assert found["seed"] == [["trained"]] * 2
     assert all("labelled rows differ" in words for [words] in found["ranks"])
+    assert all("in 3 steps in a row, from step 1" in words for [words] in found["nan"])  # all stop with the one
 
 
 def test_the_best_checkpoint_is_not_chosen_on_test_images(tmp_path, pictures):

@@ -15,6 +15,7 @@ from transformers import AutoModel, TrainerCallback
 
 from hf_ssl import DINOConfig, DINOForPreTraining
 from hf_ssl.data.collator import TooManyBadImages
+from hf_ssl.finite import NonFiniteError
 from hf_ssl.training.optim import clip_per_tensor, decay_names, scaled_learning_rate
 from hf_ssl.training.trainer import CheckpointError, last_complete_checkpoint
 
@@ -239,6 +240,6 @@ def test_a_loss_that_is_no_number_is_said_in_words(tmp_path, pictures, caplog):
                 trainer.method.projector[0].weight.data.fill_(float("nan"))
 
     trainer.add_callback(Poison())
-    with caplog.at_level(logging.WARNING, logger="hf_ssl.training"):
+    with caplog.at_level(logging.WARNING, logger="hf_ssl.training"), pytest.raises(NonFiniteError):
         trainer.train()
     assert "NaN or infinite" in caplog.text
