@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def build_method(
     if model_class.paper.family == "image_text":
         texts = text_args or TextArguments()
         if resume and not texts.tokenizer and _holds_tokenizer(resume):
-            texts = replace(texts, tokenizer=str(resume))
+            texts = dataclasses.replace(texts, tokenizer=str(resume))
         built = build_image_text(model_class, source, model_args, texts, config_fields or {}, view_fields or {}, seed)
         built[0].processor = built[1]
         return _with_attention(built[0], model_args), built[1]
