@@ -186,11 +186,11 @@ def test_a_checkpoint_exports_like_the_run(used, finished):
     assert f'AutoModel.from_pretrained("{used[0] / "model"}")' in used[1]
 
 
-def test_a_checkpoint_embeds(used):
+def test_a_checkpoint_embeds(used, pictures):
     with np.load(used[0] / "features.npz", allow_pickle=False) as found:
         assert found["embedding"].shape == (60, 256) and found["embedding"].dtype == np.float32
         assert found["index"].tolist() == list(range(60)) and sorted(set(found["label"].tolist())) == [0, 1]
-        assert all(Path(path).is_file() for path in found["path"])
+        assert all((pictures / path).is_file() for path in found["path"])  # below the data set
 
 
 def test_embedding_files_agree_and_hold_no_pickle(tmp_path):

@@ -250,7 +250,7 @@ def test_what_cannot_work_says_so(labeled, source_of):
         ({"batch": 0}, "batch_size is 0"),
         ({"rank": 2, "world_size": 2, "ratio": 0}, "rank is 2, but with world_size 2"),
         ({"start_batch": -1}, "start_batch is -1"),
-        ({"keep_columns": ("label",)}, "keep_columns and encode_text are for one stream"),
+        ({"keep_columns": ("label",)}, "keep_columns, encode_text and row_inputs are for one stream"),
     ):
         with pytest.raises(ValueError, match=message):
             loader(labeled, source, **options)

@@ -228,5 +228,5 @@ def test_a_parameter_and_an_ordered_dict_are_harmless(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="Is a directory"):
+    with pytest.raises(CheckpointError, match="a folder, not a regular file"):
         read_checkpoint(tmp_path)
