@@ -53,12 +53,19 @@ def quiet() -> None:
     huggingface_hub.utils.disable_progress_bars()
     logger = logging.getLogger("hf_ssl")
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(message)s"))
         handler.addFilter(_once)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
         logger.propagate = False
+
+
+class _Stderr(logging.Handler):
+    """Writes to what ``sys.stderr`` is at the time, not to what it was when the first command of a process ran."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
 
 
 def _once(record: logging.LogRecord, said: set[str] = set()) -> bool:  # noqa: B006 (of the whole process)
