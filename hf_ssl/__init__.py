@@ -3,7 +3,6 @@
 Names load on first use, so ``import hf_ssl`` stays cheap; the Auto classes know every method from then on.
 """
 
-import importlib.abc
 import importlib.machinery
 import sys
 from functools import partial
@@ -43,7 +42,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-class _RegisterWithAuto(importlib.abc.MetaPathFinder):
+class _RegisterWithAuto:
     """Registers the methods as soon as the Auto classes are in memory; importing those here would cost seconds.
 
     It waits until the outermost import of transformers or of ours is complete: no module is met half-way through.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,13 +21,21 @@ from types import FrameType
 
 _GATES = ("config.json", "ssl/config.json")  # a folder without them loads as nothing: taken first, put back last
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_WORDS = re.compile(r"No space left|os error 28|failed writing file|file write failed", re.IGNORECASE)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a disk or quota is full; torch and safetensors tell it in words alone."""
+    if getattr(error, "errno", None) in _FULL or "No space left" in str(error):
+        return True
+    return type(error).__name__ in ("SafetensorError", "RuntimeError") and bool(_FULL_WORDS.search(str(error)))
 
 
 class WriteError(OSError):
     """Something could not be written; one sentence. What was there before is untouched."""
 
     def __init__(self, path: Path, error: BaseException):
-        is_full = getattr(error, "errno", None) in _FULL or "No space left" in str(error)
+        is_full = is_disk_full(error)
         why = "the disk is full" if is_full else getattr(error, "strerror", None) or str(error)
         if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
             why = f"there is no folder {path.parent}"
@@ -141,7 +150,7 @@ def _is_of_writing(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as an exit does, so that it can clean up; a handler that somebody set stays in charge."""
+    """SIGTERM ends the block as an exit does, so that it can clean up; an earlier handler stays in charge."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)

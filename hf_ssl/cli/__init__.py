@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..data.files import printable
-from .console import CommandError, Stopped, UsageError, is_main, nearest
+from ..spelling import nearest
+from .console import CommandError, Stopped, UsageError, is_main
 
 _COMMANDS = {
     "demo": "train on the built-in emoji for about 5 minutes: no argument, no network, no GPU",

@@ -10,7 +10,8 @@ from typing import Any
 from ..documents import read_json
 from ..files import whole_file
 from ..methods import METHODS
-from .console import CommandError, UsageError, nearest, quiet, say
+from ..spelling import nearest
+from .console import CommandError, UsageError, quiet, say
 from .fields import Flag, paper
 from .flags import Parsed
 from .runfolder import existing, read_run
@@ -45,7 +46,11 @@ EVALUATE = (
     *_DATA,
     Flag("caption_column", ("str",), None, "Column with the texts; found if not given.", optional=True),
     Flag(
-        "protocols", ("list",), None, f"Of {', '.join(_MEASURES)}; default: those that suit the model.", optional=True
+        "protocols",
+        ("list",),
+        None,
+        f"Measures: {', '.join(_MEASURES)}; default: what suits the model.",
+        optional=True,
     ),
     Flag("bank_split", ("str",), "train", "Split that kNN votes with and the probe learns from."),
     Flag("query_split", ("str",), "test", "Split that is scored; without one, a fixed fifth of the bank."),
@@ -64,7 +69,7 @@ EVALUATE = (
         "Texts for zero_shot: simple, or a YAML file such as {templates: ['a photo of a {}'], classes: {1: [a cat]}}.",
         optional=True,
     ),
-    Flag("seed", ("int",), 0, "Of the untrained twin and the probe.", limits="[0, 4294967295]"),
+    Flag("seed", ("int",), 0, "Seed of the untrained twin and the probe.", limits="[0, 4294967295]"),
     Flag("json", ("str",), None, "Write the rows to this file, all figures.", optional=True),
 )
 EMBED = (
@@ -143,7 +148,6 @@ def evaluate(parsed: Parsed) -> int:
     from ..evaluation import load_prompts, natural_measures
     from ..evaluation.report_table import OWN_ROWS
     from . import tables
-    from .runfolder import read_run
 
     prompts = None if values["prompts"] is None else load_prompts(values["prompts"])
     columns = {key: values[key] for key in ("image_column", "label_column", "caption_column", "allow_outside_files")}
@@ -224,10 +228,9 @@ def pseudo_label(parsed: Parsed) -> int:
 
 def _without_held(source: Any, model: Path) -> Any:
     """`source` less the pictures that the model's run validates or tests on: their labels are for another training."""
-    from ..data.splits import free, replay, whole_of
-    from .runfolder import read_run
+    from ..data.splits import free, recorded_division, whole_of
 
-    division = replay(read_run(model))
+    division = recorded_division(read_run(model))
     if division is None or source.is_stream:
         return source
     left = free(division.held, whole_of(source, "train"))

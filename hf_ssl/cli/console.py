@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.files import printable
-from ..spelling import hint as hint
-from ..spelling import nearest as nearest
 
 _SECRET = re.compile(r"token$|password|passwd|secret|api_?key|credential", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from typing import Any
+
+from ..files import is_disk_full
 
 _HINT = "HF_SSL_DEBUG=1 shows where."
 _OF_FILES = ("SafetensorError", "UnpicklingError")
 _OURS = ("TooManyBadImages", "NonFiniteError", "WorkerError", "StrictDataclassFieldValidationError")
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory", re.IGNORECASE)
-_FULL = re.compile(r"No space left|os error 28|failed writing file|file write failed", re.IGNORECASE)
 _ARGUMENT = re.compile(r"unexpected keyword argument|required (positional|keyword-only) argument")
 
 
@@ -43,12 +43,6 @@ def sentence(error: Exception) -> str | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
-
-
-def is_disk_full(error: BaseException) -> bool:
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return type(error).__name__ in ("SafetensorError", "RuntimeError") and bool(_FULL.search(str(error)))
 
 
 def _words(error: BaseException) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from .. import limits
 from ..documents import DocumentError, parse_json
-from .console import HIDDEN, UsageError, is_secret, nearest
+from ..spelling import nearest
+from .console import HIDDEN, UsageError, is_secret
 from .fields import Flag
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS
+from ..spelling import nearest
 from ..training.levels import RIVALS, merge
-from .console import UsageError, nearest
+from .console import UsageError
 from .fields import Flag, config_flags, family_flags, train_flags
 from .flags import parse
 from .recipes import default_recipe, read_recipe

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..documents import DocumentError, read_document
-from .console import UsageError, nearest
+from ..spelling import nearest
+from .console import UsageError
 from .fields import Flag
 from .flags import BadValue, complaint, convert
 

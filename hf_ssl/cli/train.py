@@ -26,7 +26,7 @@ SIGINT_CODE, SIGTERM_CODE = 130, 143
 
 
 def train(argv: Sequence[str]) -> int:
-    """The command. Everything that can be wrong with `argv` is said before torch is imported."""
+    """The command. Everything that can be wrong with `argv` is reported before torch is imported."""
     plan = plan_training(argv)
     check_dataset(plan)
     start_missing_processes(plan.argv)
@@ -115,7 +115,8 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
 def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
     from ..training.arguments import DataArguments, ModelArguments, SSLTrainingArguments, TextArguments
     from ..training.build import build_method, default_arguments
-    from ..training.trainer import SSLTrainer, last_complete_checkpoint
+    from ..training.checkpoints import last_complete_checkpoint
+    from ..training.trainer import SSLTrainer
 
     training = plan.training(default_arguments(plan.method))
     resume = training.pop("resume_from_checkpoint", None)

@@ -68,11 +68,6 @@ class KeywordCaptions(Captions):
         return ", ".join([*self.texts(row), *some] if named else some)
 
 
-def foreground(rgba: np.ndarray) -> np.ndarray:
-    """(H, W, 4) uint8 -> (H, W) bool: pixels the drawing covers at least half."""
-    return rgba[..., 3] >= FOREGROUND_ALPHA
-
-
 def centre(rgba: np.ndarray) -> np.ndarray:
     """(H, W, 4) uint8 -> (H, W, 3) uint8: the drawing where it is, on white (rounded to nearest)."""
     alpha = rgba[..., 3:].astype(np.uint16)

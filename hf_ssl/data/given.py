@@ -68,7 +68,7 @@ def in_memory(data: Any, image_column: str | None = None) -> Any:
 def _item(data: Any, number: int) -> Any:
     try:
         return data[number]
-    except Exception as error:  # whatever a torch dataset of somebody else raises
+    except Exception as error:  # a torch dataset from elsewhere may raise anything
         raise SourceError(
             f"Item {number} of the images given cannot be read: {type(error).__name__}: {error}"
         ) from error
@@ -124,8 +124,8 @@ def _stored(value: Any, number: int) -> Any:
     array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     if array.ndim not in (2, 3):
         raise SourceError(
-            f"Item {number} of the images given is no image but a {type(value).__name__} of shape {array.shape}: give "
-            "PIL images, arrays (H, W, C), paths, (image, label) pairs, or rows with an image."
+            f"Item {number} of the images given is not an image but a {type(value).__name__} of shape {array.shape}: "
+            "give PIL images, arrays (H, W, C), paths, (image, label) pairs, or rows with an image."
         )
     channels = channels_of(array.shape)
     if channels not in (1, 3, 4):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import re
@@ -18,6 +17,7 @@ from hf_ssl.data.decode import BadImageError, decode_image
 from hf_ssl.data.files import Home, OutsideError, local_path, printable, resolved
 from hf_ssl.data.shards import DatasetShards, ParquetShards, SourceError
 from hf_ssl.data.tars import TarShards, open_tars
+from hf_ssl.spelling import nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -64,7 +64,7 @@ class ImageSource:
     shards: Any = field(default=None, repr=False)  # reader of a streamed source
     caption_column: str | None = None
     texts: Captions | None = None  # how captions are read; by default as they stand in `caption_column`
-    part: Part | None = field(default=None, repr=False)  # of which whole these rows are, where that was settled
+    part: Part | None = field(default=None, repr=False)  # the whole that these rows belong to, where known
     missing: tuple[str, ...] = field(default=(), repr=False)  # "where: reason" of images promised and not there
     home: Home | None = None  # where its rows' files may lie; None: on this machine, or on the Hub
     said: set[str] = field(default_factory=set, repr=False, compare=False)  # broken images that were logged
@@ -240,7 +240,7 @@ def _of_an_object(data: Any, split: str, image_column: str | None) -> ImageSourc
         if hasattr(data, "__iter__"):
             hint = " Of what can only be iterated make a stream: datasets.IterableDataset.from_generator(...)."
         raise SourceError(
-            f"An object of type {type(data).__name__} is no dataset that is known here.{hint} Give {ACCEPTED}."
+            f"An object of type {type(data).__name__} is not a dataset that is known here.{hint} Give {ACCEPTED}."
         )
     name = getattr(getattr(dataset, "info", None), "dataset_name", None) or "the dataset given"
     split = str(getattr(dataset, "split", None) or split)
@@ -284,9 +284,11 @@ def _open(spec: str, path: str, split: str, streaming: bool) -> _Opened:
         return _open_shards(spec, [path] if os.path.exists(path) else [], split, streaming)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+(:[\w.-]+)?", spec) and not os.path.exists(path):
         return _open_hub(spec, split, streaming)
-    near = difflib.get_close_matches(spec.lower(), BUILT_IN, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    what = "is a file of a kind that is not read here" if os.path.exists(path) else "is no dataset that is known here"
+    near = nearest(spec.lower(), BUILT_IN)
+    hint = f" Did you mean {near}?" if near else ""
+    what = (
+        "is a file of a kind that is not read here" if os.path.exists(path) else "is not a dataset that is known here"
+    )
     raise SourceError(f"{printable(spec)!r} {what}.{hint} Give {ACCEPTED}.")
 
 

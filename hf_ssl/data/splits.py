@@ -182,7 +182,7 @@ def whole_of(source: ImageSource, role: str) -> ImageSource:
 
 
 def marked(source: ImageSource, role: str) -> ImageSource:
-    """`source`, for that `role`; of which whole it is a part is not known."""
+    """`source`, for that `role`; the whole that it is a part of is not known."""
     known = source.part or Part(role, _unknown(source))
     return replace(source, part=replace(known, role=role))
 
@@ -283,7 +283,7 @@ def trained_queries(queries: ImageSource | None, *trained: ImageSource | None, b
 # --- what an earlier run trained on -------------------------------------------------------------------------------
 
 
-def replay(run: Mapping[str, Any]) -> Division | None:
+def recorded_division(run: Mapping[str, Any]) -> Division | None:
     """The division that a run recorded in its run.json (`Division.record`), found again; None where it cannot be."""
     record = run.get("division")
     request = record.get("request") if isinstance(record, dict) else None
@@ -306,7 +306,7 @@ def trained(run: Mapping[str, Any]) -> list[ImageSource]:
         return (
             [whole_of(load_source(dataset, run.get("split") or "train"), "train")] if isinstance(dataset, str) else []
         )
-    earlier = replay(run)
+    earlier = recorded_division(run)
     if earlier is None:
         return []
     other, train = record.get("unlabeled"), earlier.train
@@ -343,5 +343,5 @@ def trained_on(run: Mapping[str, Any], queries: ImageSource) -> tuple[int, str]:
     scored = f"{queries.name}, split {queries.split}"
     return (
         count,
-        f"{count} of the {len(queries)} pictures of {scored} were trained on: the figures on them are no test.",
+        f"{count} of the {len(queries)} pictures of {scored} were trained on: the figures on them are not a test.",
     )

@@ -97,9 +97,9 @@ class Run:
     def source(self, dataset: str | None = None) -> ImageSource:
         """The pictures to look at: those of the run's dataset that it is tested on, or all where there are none."""
         from hf_ssl.data.sources import SourceError, load_source
-        from hf_ssl.data.splits import replay
+        from hf_ssl.data.splits import recorded_division
 
-        division = None if dataset else replay(self.card)
+        division = None if dataset else recorded_division(self.card)
         if division is not None and division.tests:
             return division.tests[0][1]
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from hf_ssl.loading import load_pretrained
 from hf_ssl.untouched import untouched
 
-KINDS = ("backbone", "classifier", "image_text")
-
 
 def model_kind(model: str | Path | nn.Module) -> str:
     """ "classifier" (AutoModelForImageClassification), "image_text" (CLIP, SigLIP, a dual encoder) or "backbone".

@@ -1,6 +1,5 @@
 """What went wrong with the Hub, in a sentence that says what to do."""
 
-import errno
 from typing import Any
 
 from huggingface_hub.errors import (
@@ -13,6 +12,7 @@ from huggingface_hub.errors import (
 
 from ..data.remote import http_status as status
 from ..data.remote import is_transient
+from ..files import is_disk_full
 from .privacy import scrub
 
 _TOKENS = "https://huggingface.co/settings/tokens"
@@ -74,7 +74,7 @@ def _cause(error: BaseException, repo_id: str) -> str:
         return "HF_HUB_OFFLINE is set, so the Hub is not asked."
     if isinstance(error, HFValidationError):
         return f"{repo_id!r} is no repo id: give user/name."
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+    if is_disk_full(error):
         return "the disk is full: free some space."
     if is_transient(error):
         return f"the connection to the Hub broke ({type(error).__name__})."

@@ -1,6 +1,5 @@
 """A trainer's side of its checkpoints: each is listed file by file, and a run goes on from a whole and fitting one."""
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 from transformers.trainer_utils import rotate_checkpoints
 
 from .. import distributed
+from ..documents import read_json
 from . import checkpoints, manifest
 from .optim import take_settings
 from .publish import PublishingTrainer
@@ -161,8 +161,8 @@ def _compared(checkpoint: str, facts: manifest.Facts, allowed: tuple[str, ...]) 
     kept = checkpoints.read_manifest(checkpoint)
     if kept is None:
         words = (
-            f"{Path(checkpoint).name} holds no {checkpoints.MANIFEST}: whether its settings are this run's, and its "
-            "files whole, is not known. The run goes on."
+            f"{Path(checkpoint).name} holds no {checkpoints.MANIFEST}, so whether its settings are this run's and its "
+            "files are whole is not known. The run goes on."
         )
         return manifest.Differences(told=[words])
     return manifest.check(checkpoint, kept["facts"], facts, allowed)
@@ -170,7 +170,8 @@ def _compared(checkpoint: str, facts: manifest.Facts, allowed: tuple[str, ...]) 
 
 def _planned(checkpoint: str) -> int | None:
     """How many steps the run had when ``checkpoint`` was written."""
-    return json.loads(Path(checkpoint, "trainer_state.json").read_text()).get("max_steps")
+    steps: int | None = read_json(Path(checkpoint, "trainer_state.json")).get("max_steps")
+    return steps
 
 
 def _unfit(checkpoint: str, what: str, error: Exception) -> str:

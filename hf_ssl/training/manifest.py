@@ -1,10 +1,9 @@
 """What a run's numbers depend on, as every checkpoint keeps it, and what may have changed when a run goes on.
 
 The settings are read off the dataclasses, the config and the processor: whatever they hold is compared, except what is
-named here as harmless. So a new argument is compared until somebody states that no number depends on it.
+named here as harmless. So a new argument is compared until it is listed here.
 """
 
-import difflib
 import json
 import os
 import zlib
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.shards import table_rows
 from ..data.sources import ImageSource
 from ..hub import scrub
+from ..spelling import nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Facts = dict[str, dict[str, Any]]  # group -> name -> value of JSON's types
 
-# Training arguments on which no number of the training depends, by how their names begin.
+# Training arguments that no number of the training depends on, by how their names begin.
 HARMLESS = (
     "output_dir", "allow_changed", "resume_from_checkpoint", "logging_", "log_", "disable_tqdm", "report_to",
     "run_name", "project", "trackio_", "eval_", "per_device_eval_", "prediction_loss_only", "include_for_metrics",
@@ -50,7 +50,7 @@ _CONFIG_HARMLESS = {
     "output_hidden_states", "output_attentions", "return_dict", "use_cache", "chunk_size_feed_forward",
     "is_encoder_decoder", "problem_type",
 }  # fmt: skip
-# Of a source: what is told otherwise, where its files lie on this machine, and what was said of them.
+# Fields of a source that another fact stands for, that differ between machines, or that only serve messages.
 _SOURCE_HARMLESS = {"name", "dataset", "labels", "shards", "part", "missing", "home", "said", "outside"}
 # Where these differ the run goes on soundly, but not bit for bit.
 _SOUND = {
@@ -186,7 +186,7 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class Differences:
     """What a run and its checkpoint differ in, name -> (value in the checkpoint, value here).
 
-    refused: the numbers would be others; allowed: so they are, and the user wants it; sound: the run goes on as well,
+    refused: the numbers would be others; allowed: they are, as the user wishes; sound: the run goes on as well,
     not bit for bit. told: a line each for the user.
     """
 
@@ -197,7 +197,7 @@ class Differences:
 
 
 def compare(before: Facts, now: Facts, allowed: Iterable[str] = ()) -> Differences:
-    """The differences of a checkpoint's facts and a run's; a fact that only one of them knows is none."""
+    """The differences of a checkpoint's facts and a run's; a fact that only one of them holds is ignored."""
     found, allowed, sound = Differences(), set(allowed), set(_SOUND)
     if _batch(before) == _batch(now) and not now.get("data", {}).get("dataset.streaming"):
         sound |= {"world_size", "per_device_train_batch_size"}
@@ -243,8 +243,8 @@ def check(checkpoint: str, before: Facts, now: Facts, allowed: Iterable[str] = (
         )
     if found.allowed:
         found.told.append(
-            f"Changed since {where}, as allowed: {_listed(found.allowed)}. From here on this is another run than one "
-            "that never stopped."
+            f"Changed since {where}, as allowed: {_listed(found.allowed)}. From here on its numbers are not those of "
+            "a run that never stopped."
         )
     if found.sound:
         found.told.append(
@@ -259,8 +259,8 @@ def _check_names(allowed: Iterable[str], now: Facts) -> None:
     names = {known for group, values in now.items() for name in values for known in (group, name, part(name))}
     for name in allowed:
         if name not in names and name not in _RESOLVED and not name.startswith(HARMLESS):
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; the nearest is {near[0]}" if near else ""
+            near = nearest(name, sorted(names))
+            hint = f"; the nearest is {near}" if near else ""
             raise ValueError(f"allow_changed names {name!r}, which no run depends on{hint}")
 
 

@@ -1,4 +1,4 @@
-"""A run whose loss or gradient is no number any more stops, keeps its last finite checkpoint and can repeat the step.
+"""A run whose loss or gradient turns NaN or infinite stops, keeps its last finite checkpoint and can repeat the step.
 
 OUTPUT_DIR/nonfinite then holds step.json (the step, its loss, the row numbers of its images, seed, processes), the
 precision, and the last finite checkpoint as links, out of rotation's reach. Resuming is exact: what goes on from there
@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from .. import distributed
 from ..data.collator import Batch
+from ..documents import read_json
 from ..finite import NonFiniteError, in_words, not_finite
 from . import precision
 from .publish import link
@@ -147,7 +148,7 @@ def _write(
     folder, args = Path(str(trainer.args.output_dir), FOLDER), trainer.args
     facts = {
         "step": step,
-        "losses_and_gradient_norm": [str(value) for value in told],  # NaN is no JSON
+        "losses_and_gradient_norm": [str(value) for value in told],  # JSON has no NaN
         "checkpoint": None if checkpoint is None else checkpoint.name,
         "seed": args.seed,
         "processes": args.world_size,
@@ -179,7 +180,8 @@ def read_step(folder: str | Path) -> dict[str, Any]:
     file = Path(folder, STEP_FILE)
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no {STEP_FILE}: name the {FOLDER} folder that a stopped run left")
-    return json.loads(file.read_text())
+    found: dict[str, Any] = read_json(file)
+    return found
 
 
 def replay(trainer: "SSLTrainer", folder: str | Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..documents import read_json
 from ..modeling import SSLModel
 from ..untouched import untouched
 
@@ -79,7 +80,7 @@ def decide(offered: list[Choice], times: Mapping[Choice, float]) -> Choice:
 def candidates(model: SSLModel, stated: str = "auto", batch: Mapping[str, Tensor] | None = None) -> list[Choice]:
     """What may be chosen, what the processor is best at first; one alone where there is nothing to measure.
 
-    bf16 on a CPU goes with eager attention, unless somebody chose another: sdpa's fused bf16 kernel is slow there.
+    bf16 on a CPU goes with eager attention, unless another was chosen: sdpa's fused bf16 kernel is slow there.
     """
     free = not model.attention_given and model.backbone.config._attn_implementation == "sdpa"
     if model.step.device.type != "cpu":
@@ -144,16 +145,16 @@ def _memory(model: SSLModel, batch: Mapping[str, Tensor], offered: list[Choice])
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # there is no home folder
         return None
     return cache / "hf_ssl" / "precision" / f"{digest}.json"
 
 
 def _recall(file: Path | None, offered: list[Choice]) -> Choice | None:
     try:
-        found = json.loads(file.read_text()) if file else {}
+        found = read_json(file) if file else {}
         choice = Choice(found["precision"], found["attention"], str(found["said"]))
-    except (OSError, ValueError, KeyError, TypeError):  # none, or one that is damaged
+    except (ValueError, KeyError, TypeError):  # none, or one that is damaged
         return None
     return choice if choice in offered else None
 
@@ -170,7 +171,7 @@ def _remember(file: Path | None, choice: Choice, offered: list[Choice]) -> Choic
             scratch.write(text)
         try:
             os.link(scratch.name, file)
-        except OSError:  # it is there, or the disk knows no links
+        except OSError:  # it is there, or the file system has no links
             if (known := _recall(file, offered)) is not None:
                 return known
             os.replace(scratch.name, file)
@@ -196,7 +197,7 @@ def to_dict(model: SSLModel, choice: Choice) -> dict[str, Any]:
 def restore(checkpoint: str | Path, model: SSLModel, stated: str) -> Choice | None:
     """What a checkpoint was trained in, unless another precision is ``stated``; None where it does not say."""
     file = Path(checkpoint, FILE)
-    saved = json.loads(file.read_text()) if file.is_file() else {}
+    saved = read_json(file) if file.is_file() else {}
     if saved.get("precision") not in ("fp32", "bf16") or stated not in ("auto", saved["precision"]):
         return None
     attention = None if model.attention_given else saved.get("attn_implementation")

@@ -59,7 +59,7 @@ class StopCallback(TrainerCallback):
                 self._previous[number] = signal.signal(number, self._on_signal)
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them; also called when training ends by an exception."""
+        """Restore the signals' earlier handlers; also called when training ends by an exception."""
         while self._previous:
             signal.signal(*self._previous.popitem())
 
@@ -68,9 +68,8 @@ class StopCallback(TrainerCallback):
         self._interrupts += number == signal.SIGINT
         if number == signal.SIGINT and self._interrupts > 1:
             raise KeyboardInterrupt
-        if (
-            number == signal.SIGINT and distributed.rank() == 0
-        ):  # not print: the signal may have come in the middle of one
+        if number == signal.SIGINT and distributed.rank() == 0:
+            # by os.write: the signal may have come in the middle of a print
             os.write(2, b"\nStopping after this step, with a checkpoint. Ctrl-C again quits at once.\n")
 
     # --- between two steps ----------------------------------------------------------------------------------------

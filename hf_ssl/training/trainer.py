@@ -28,6 +28,7 @@ from ..data.sources import ImageSource, SourceError
 from ..data.splits import for_testing, trained_queries, without
 from ..data.variety import nothing_to_learn
 from ..data.workers import WaitEnded, WorkerError
+from ..documents import read_json
 from ..hub import scrub
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
@@ -312,7 +313,7 @@ class SSLTrainer(CheckpointingTrainer):
                 logs["skipped_images"] = self.ledger.skipped
             self._window, self._images, self._clock = {}, 0, now
         vectors = {name: value for name, value in logs.items() if isinstance(value, list)}
-        with untouched():  # trackers are anybody's code
+        with untouched():  # a tracker is code from elsewhere
             super().log({name: value for name, value in logs.items() if name not in vectors}, start_time)
         self.state.log_history[-1].update(vectors)  # kept for the report; trackers and the console take numbers only
 
@@ -447,7 +448,7 @@ class SSLTrainer(CheckpointingTrainer):
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         checkpoint = self._choose_checkpoint(resume_from_checkpoint)
         if checkpoint and (ledger := Path(checkpoint, _LEDGER_FILE)).is_file():
-            self.ledger.load_state_dict(json.loads(ledger.read_text()))
+            self.ledger.load_state_dict(read_json(ledger))
         self._settle_precision(checkpoint)
         self._settle_facts(checkpoint)
         self._agree_on_labels(checkpoint)
@@ -469,7 +470,7 @@ class SSLTrainer(CheckpointingTrainer):
             ) from error
         finally:
             self.stopper.restore()
-            # Now, not when garbage is collected: queues are then closed before the workers are told, who wait in vain.
+            # Now, not at garbage collection: that closes queues before it stops the workers, which then wait in vain.
             if self._loader is not None:
                 self._loader.batches.close()
         if self.stopper.error is not None:
@@ -538,7 +539,7 @@ class SSLTrainer(CheckpointingTrainer):
         if len(everyone) > 1:
             dist.all_gather_object(everyone, mine.to_dict())
         if checkpoint and (saved := Path(str(checkpoint), _LABELED_FILE)).is_file():
-            everyone.append(json.loads(saved.read_text()))
+            everyone.append(read_json(saved))
         for other in everyone:
             mine.check_same(LabeledRows.from_dict(other))
 

@@ -161,7 +161,7 @@ def test_evaluate_scores_the_kept_rows_and_says_which_were_trained_on(finished, 
     (tmp_path / "leaky" / "run.json").write_text(json.dumps({**record, "division": everything}))
     told = rows(tmp_path / "leaky")
     assert told["EMA weights"]["trained_on"] == 16
-    assert "16 of the 16 pictures" in (out := capsys.readouterr().out) and "are no test" in out
+    assert "16 of the 16 pictures" in (out := capsys.readouterr().out) and "are not a test" in out
     warm = plan_of("simclr", "--dataset", noise, "--backbone", tmp_path / "leaky")
     load_pictures(warm)
     assert "16 of the 16 pictures" in capsys.readouterr().out

@@ -10,11 +10,12 @@ import sys
 import pytest
 
 from hf_ssl.cli import main
-from hf_ssl.cli.console import UsageError, command_line, masked, nearest
+from hf_ssl.cli.console import UsageError, command_line, masked
 from hf_ssl.cli.fields import UNKNOWN, config_flags, method_defaults, method_views, paper, train_flags, view_flags
 from hf_ssl.cli.help import FREQUENT
 from hf_ssl.cli.plan import plan_training
 from hf_ssl.methods import METHODS, load
+from hf_ssl.spelling import nearest
 
 HEAVY = ("torch", "transformers", "datasets", "cv2", "numpy")
 

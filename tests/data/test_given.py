@@ -119,12 +119,12 @@ def test_a_picture_that_says_it_is_turned_is_turned_once_and_a_palette_stays(tmp
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (5, "type int is no dataset"),
-        (None, "type NoneType is no dataset"),
+        (5, "type int is not a dataset"),
+        (None, "type NoneType is not a dataset"),
         (iter(PICTURES), "IterableDataset.from_generator"),
-        (torch.utils.data.DataLoader(Pairs()), "type DataLoader is no dataset"),
+        (torch.utils.data.DataLoader(Pairs()), "type DataLoader is not a dataset"),
         ([], "empty"),
-        ([5], "Item 0 of the images given is no image but a int"),
+        ([5], "Item 0 of the images given is not an image but a int"),
         (Torn(), "Item 2 of the images given cannot be read: OSError: torn"),
         ([{"x": 1}], "no image column; its columns are x"),
         ({"a": [1], "b": [1, 2]}, "columns of one length"),

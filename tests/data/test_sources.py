@@ -344,11 +344,11 @@ def test_channels_can_be_asked_for(make, tmp_path):
 
 def test_what_is_no_dataset_says_so(make, tmp_path, monkeypatch):
     for spec, message in {
-        "emojis": r"'emojis' is no dataset that is known here. Did you mean emoji\? Give one of emoji, emoji:placed",
+        "emojis": r"'emojis' is not a dataset that is known here. Did you mean emoji\? Give one of emoji",
         "fashion_mnist": "Did you mean fashion-mnist?",
-        "/no/such/folder": "is no dataset that is known here. Give",
+        "/no/such/folder": "is not a dataset that is known here. Give",
         "/no/such/*.parquet": "matches no file; give .parquet files or .tar files",
-        "a/b/c": "is no dataset that is known here",
+        "a/b/c": "is not a dataset that is known here",
     }.items():
         with pytest.raises(SourceError, match=message):
             load_source(spec)

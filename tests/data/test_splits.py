@@ -184,7 +184,7 @@ def test_what_a_run_trained_on_is_found_again(root, tmp_path, monkeypatch):
     assert trained_on(run, honest.train)[0] == 48
     for other in ({**run, "division": all_rows.record()}, {"dataset": spec, "split": "train"}):  # and an old run.json
         count, sentence = trained_on(other, queries)
-        assert count == 12 and "12 of the 12 pictures" in sentence and "are no test" in sentence
+        assert count == 12 and "12 of the 12 pictures" in sentence and "are not a test" in sentence
     twelve = divide(str(root / "rows.parquet"), tests=(str(root / "rows.parquet"),)).tests[0][1]
     assert trained_on(run, twelve)[0] == len(pictures(twelve) & pictures(honest.train))  # copies elsewhere
     grown = {**run, "division": {**honest.record(), "of": 59}}
