@@ -41,7 +41,7 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _check_own_size(config: PreTrainedConfig) -> None:
-    """ValueError where the native model does not take pictures of its own config's size, which are no squares."""
+    """ValueError where the native model does not take pictures of its own config's size, which is not square."""
     height, width = image_size(config)
     try:
         with torch.device("meta"), torch.no_grad():
@@ -522,8 +522,8 @@ def set_position_offset(backbone: Backbone, offset: float) -> None:
 
 
 def _know_own_grid(backbone: Backbone) -> None:
-    """Let a native model whose table of positions is no square's resize it as one of its own shape: transformers takes
-    every table for a square's. At the native size nothing is resized, and plain transformers agrees."""
+    """Let a native model whose table of positions is not square resize it as one of its own shape: transformers takes
+    every table for a square one. At the native size nothing is resized, and plain transformers agrees."""
     height, width = image_size(backbone.config)
     embeddings = getattr(unwrap(backbone), "embeddings", None)
     table = getattr(embeddings, "position_embeddings", None)

@@ -19,7 +19,7 @@ _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)  # an o
 
 
 class DocumentError(ValueError):
-    """What is wrong with a document: words that go on after its name, such as "line 3: 'seed' stands twice"."""
+    """What is wrong with a document: words that go on after its name, such as "line 3: 'seed' is given twice"."""
 
 
 def read_document(path: str | Path) -> Any:
@@ -41,7 +41,7 @@ def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
     try:
         kind = path.stat()
         if not stat.S_ISREG(kind.st_mode):
-            raise DocumentError("it is no ordinary file")
+            raise DocumentError("it is not an ordinary file")
         if kind.st_size > max_bytes:
             raise DocumentError(f"it has {kind.st_size:,} bytes, and at most {max_bytes:,} are read")
         with path.open("rb") as file:
@@ -52,7 +52,7 @@ def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DocumentError(f"line {line}: it is no text in UTF-8") from None
+        raise DocumentError(f"line {line}: it is not text in UTF-8") from None
 
 
 def parse(text: str) -> Any:
@@ -86,7 +86,7 @@ def parse_json(text: str, finite: bool = True) -> Any:
         strict: dict[str, Any] = {"parse_constant": _no_constant, "parse_float": _finite} if finite else {}
         return json.loads(text, object_pairs_hook=_object, **strict)
     except json.JSONDecodeError as error:
-        raise _NotJSON(f"{_line_of(text, error.pos)}is no JSON ({error.msg})") from None
+        raise _NotJSON(f"{_line_of(text, error.pos)}it is not JSON ({error.msg})") from None
     except DocumentError:
         raise
     except (ValueError, RecursionError):  # int() has a limit of digits
@@ -104,12 +104,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise DocumentError(f"{twice!r} stands twice")
+        raise DocumentError(f"{twice!r} is given twice")
     return found
 
 
 def _no_constant(name: str) -> float:
-    raise DocumentError(f"{name} is no number")
+    raise DocumentError(f"{name} is not a number")
 
 
 def _finite(text: str) -> float:
@@ -121,7 +121,7 @@ def _finite(text: str) -> float:
 # --- YAML -----------------------------------------------------------------------------------------------------------
 
 
-def parse_yaml(text: str, broken: str = "no YAML") -> Any:
+def parse_yaml(text: str, broken: str = "not YAML") -> Any:
     """The value of a YAML document: plain data, keys as they are written. Raises DocumentError: "it is `broken`"."""
     import yaml
 
@@ -198,7 +198,7 @@ class _Builder:
             if event.value == "<<" and event.implicit[0]:
                 raise DocumentError(f"line {_line(event)}: << takes over no other fields here; write them out")
             if event.value in found:
-                raise DocumentError(f"{event.value!r} stands twice (line {_line(start)} on)")
+                raise DocumentError(f"{event.value!r} is given twice (line {_line(start)} on)")
             self.count(1, event)
             found[event.value] = self.value(next(self.events), depth + 1)
         return found
@@ -218,7 +218,7 @@ class _Builder:
         except (ValueError, OverflowError):
             found = math.nan
         if isinstance(found, float) and not math.isfinite(found):
-            raise DocumentError(f"line {_line(event)}: {event.value[:40]!r} is no number that a machine holds")
+            raise DocumentError(f"line {_line(event)}: {event.value[:40]!r} is not a number that a machine holds")
         return found
 
 

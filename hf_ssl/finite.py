@@ -15,7 +15,7 @@ class NonFiniteError(ArithmeticError):
 def not_finite(model: nn.Module) -> list[str]:
     """Names of the parameters and buffers of ``model`` that hold NaN or infinity (of a sharded model, the local part).
 
-    One sum over each tensor, then one wait for the device; only where a sum is no number every element is looked at.
+    One sum over each tensor, then one wait for the device; every element is looked at only where a sum is not finite.
     """
     tensors = {
         name: _local(tensor)

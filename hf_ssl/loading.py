@@ -92,7 +92,7 @@ def _check_config(config: Any, where: str | Path) -> None:
 
 
 def raised_in(error: BaseException) -> str:
-    """The package whose code raised ``error``: "hf_ssl", "torch", "transformers", ...; "" where nobody can tell."""
+    """The package whose code raised ``error``: "hf_ssl", "torch", "transformers", ...; "" where that is unknown."""
     trace, name = error.__traceback__, ""
     while trace is not None:
         found = str(trace.tb_frame.f_globals.get("__name__") or "").partition(".")[0]

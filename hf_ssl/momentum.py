@@ -52,7 +52,7 @@ def ema_update(student: nn.Module, teacher: nn.Module, momentum: float | Tensor,
 def start_left(momentum_at: Callable[[float], float], steps: int, total: int, enough: float = 1e-3) -> float:
     """Share of the first weights in an average after ``steps`` of ``total``: the product of the momenta so far.
 
-    ``momentum_at``: progress in [0, 1] -> momentum. Below ``enough`` nobody asks how much exactly.
+    ``momentum_at``: progress in [0, 1] -> momentum. Once it is below ``enough`` the rest is not multiplied.
     """
     left = 1.0
     for step in range(steps):

@@ -195,7 +195,7 @@ class PatchDistillationModel(SelfDistillationModel):
         return partial(_draw_masks, patch=patch, share=self.config.mask_share, ratios=(low, high))
 
     def _draw_masks(self, views: Tensor) -> np.ndarray:
-        """(B, V, N) bool, for whoever gives none."""
+        """(B, V, N) bool, where the caller gives none."""
         rng = np.random.default_rng(int(torch.empty((), dtype=torch.int64, device="cpu").random_().numpy()))
         crop = np.empty((views.shape[1], *views.shape[-2:], 0), np.uint8)
         draw = self.row_inputs()

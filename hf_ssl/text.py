@@ -117,7 +117,7 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def max_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens a text is cut to where nothing else is said: the tokenizer's own limit, at most CLIP's 77."""
+    """Tokens a text is cut to unless stated otherwise: the tokenizer's own limit, at most CLIP's 77."""
     return min(tokenizer.model_max_length, _PAPER_CONTEXT)
 
 

@@ -37,25 +37,25 @@ BAD = {
     "indented": ("".join(" " * i + "a:\n" for i in range(900)), "nests more than 32 deep"),
     "JSON brackets": ('{"a": ' + "[" * 100_000, "nests more than 32 deep"),
     "JSON in JSON": ('{"a": ' * 3000, "nests more than 32 deep"),
-    "a long number": ("a: " + "9" * 5000, "is no number that a machine holds"),
-    "a long number of base 60": ("a: 1" + ":1" * 200_000, "is no number that a machine holds"),
+    "a long number": ("a: " + "9" * 5000, "is not a number that a machine holds"),
+    "a long number of base 60": ("a: 1" + ":1" * 200_000, "is not a number that a machine holds"),
     "a long number in JSON": ('{"a": ' + "9" * 5000 + "}", "thousands of digits"),
-    "half a number": ("a: 0x_", "line 1: '0x_' is no number"),
-    "nan": ("a: 1\nb: .nan", "line 2: '.nan' is no number"),
-    "infinity": ("a: -.inf", "'-.inf' is no number"),
-    "a large float": ("a: 1.0e+999", "is no number that a machine holds"),
-    "nan in JSON": ('{"a": NaN}', "NaN is no number"),
-    "infinity in JSON": ('{"a": -Infinity}', "Infinity is no number"),
+    "half a number": ("a: 0x_", "line 1: '0x_' is not a number"),
+    "nan": ("a: 1\nb: .nan", "line 2: '.nan' is not a number"),
+    "infinity": ("a: -.inf", "'-.inf' is not a number"),
+    "a large float": ("a: 1.0e+999", "is not a number that a machine holds"),
+    "nan in JSON": ('{"a": NaN}', "NaN is not a number"),
+    "infinity in JSON": ('{"a": -Infinity}', "Infinity is not a number"),
     "a large float in JSON": ('{"a": 1e999}', "larger than any number"),
-    "a key twice": ("a: 1\nb: 2\na: 3\n", "'a' stands twice (line 1 on)"),
-    "a key twice in JSON": ('{"a": 1, "a": 2}', "'a' stands twice"),
+    "a key twice": ("a: 1\nb: 2\na: 3\n", "'a' is given twice (line 1 on)"),
+    "a key twice in JSON": ('{"a": 1, "a": 2}', "'a' is given twice"),
     "a merge": ("a: &a {b: 1}\nc: {<<: *a}", "line 2: << takes over no other fields"),
     "a tag of Python": ("a: !!python/object/apply:os.system [ls]", "python/object/apply:os.system is not read"),
     "a broken tag": ("a: !!binary xx\n", "the tag"),
     "a float tag": ("a: !!float x\n", "the tag"),
     "a timestamp tag": ("a: !!timestamp x\n", "the tag"),
-    "a tab": ("a:\n\t- b\n", "it is no YAML at line 2"),
-    "control characters": ("a: b\0c", "it is no YAML"),
+    "a tab": ("a:\n\t- b\n", "it is not YAML at line 2"),
+    "control characters": ("a: b\0c", "it is not YAML"),
     "two documents": ("a: 1\n---\nb: 2\n", "line 2: it holds more than one document"),
     "neither": ("{a: 1", "it is neither YAML nor JSON"),
     "too many values": ("\n".join(f"k{i}: v" for i in range(MAX_NODES)), "it stands for more than"),
@@ -80,18 +80,18 @@ def test_a_bad_document_is_a_sentence(name, tmp_path, capsys):
 def test_what_is_no_text_is_named(tmp_path):
     file = tmp_path / "it.yaml"
     for data, words in (
-        (b"a: 1\nb: \xff\xfe\n", "line 2: it is no text in UTF-8"),
-        ("a: 1".encode("utf-16"), "it is no text in UTF-8"),
+        (b"a: 1\nb: \xff\xfe\n", "line 2: it is not text in UTF-8"),
+        ("a: 1".encode("utf-16"), "it is not text in UTF-8"),
         (b"#" * (MAX_BYTES + 1), "at most 4,194,304 are read"),
     ):
         file.write_bytes(data)
         with pytest.raises(DocumentError, match=words):
             read_document(file)
-    with pytest.raises(DocumentError, match="no ordinary file"):
+    with pytest.raises(DocumentError, match="not an ordinary file"):
         read_document(tmp_path)
     if sys.platform != "win32":
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(DocumentError, match="no ordinary file"):  # and does not wait for a writer
+        with pytest.raises(DocumentError, match="not an ordinary file"):  # and does not wait for a writer
             read_document(tmp_path / "pipe")
 
 
@@ -119,8 +119,8 @@ def test_flags_and_row_numbers_are_bounded_too(tmp_path, capsys):
     for flags, words in (
         (["simclr", "--views", deep], "nests more than 32 deep"),
         (["dino", "--local_pixel_values", '{"count": ' + deep + "}"], "nests more than 32 deep"),
-        (["dino", "--local_pixel_values", '{"count": 1, "count": 2}'], "'count' stands twice"),
-        (["dino", "--local_pixel_values", '{"count": NaN}'], "NaN is no number"),
+        (["dino", "--local_pixel_values", '{"count": 1, "count": 2}'], "'count' is given twice"),
+        (["dino", "--local_pixel_values", '{"count": NaN}'], "NaN is not a number"),
         (["simclr", "--seed", long], "--seed must be a whole number"),
         (["simclr", "--learning_rate", long], "--learning_rate must be 0 or more"),
         (["simclr", "--scale", f"{long},1"], "--scale must be two numbers"),

@@ -13,28 +13,31 @@ from .flags import Parsed
 FLAGS = (
     Flag("output", ("str",), None, "Folder to write; the native model in its root, the whole method in ssl/."),
     Flag(
-        "method", ("str",), None, f"Of {', '.join(OFFICIAL)}; told by its names if not given.", "", True,
+        "method", ("str",), None, f"Kind of file: {', '.join(OFFICIAL)}; default: by its tensors' names.", "", True,
         tuple(OFFICIAL),
     ),
     Flag(
-        "which", ("str",), None, "Of two copies; the one the paper evaluates if not given.", "", True,
+        "which", ("str",), None, "Which of two copies; default: the one that the paper evaluates.", "", True,
         ("teacher", "student"),
     ),
     Flag(
-        "num_heads", ("int",), None, "Attention heads, told by no tensor; default: the published number.", "", True,
+        "num_heads", ("int",), None, "Attention heads, which no tensor shows; default: as published.", "", True,
         limits="[1, inf)",
     ),
-    Flag("decoder_num_heads", ("int",), None, "Of MAE's decoder; default: 32 wide each.", "", True, limits="[1, inf)"),
     Flag(
-        "layer_norm_eps", ("float",), None, "LayerNorm's eps, told by no tensor; default: 1e-6, as published.", "",
+        "decoder_num_heads", ("int",), None, "Attention heads of MAE's decoder; default: 32 wide each.", "", True,
+        limits="[1, inf)",
+    ),
+    Flag(
+        "layer_norm_eps", ("float",), None, "LayerNorm's eps, which no tensor shows; default: 1e-6, as published.", "",
         True, limits="(0, 1)",
     ),
     Flag(
-        "hidden_act", ("str",), None, "Activation, told by no tensor, by transformers' name; default: gelu.", "", True,
+        "hidden_act", ("str",), None, "Activation by name, which no tensor shows; default: gelu.", "", True,
     ),
     Flag("image_size", ("list",), None, "Pixels, or HEIGHT,WIDTH, if positions do not tell; default: 224.", "", True),
-    Flag("image_mean", ("numbers",), None, "Of the pictures it was trained on; default: ImageNet's.", "", True),
-    Flag("image_std", ("numbers",), None, "The same for the deviation.", "", True),
+    Flag("image_mean", ("numbers",), None, "Mean of the pictures it was trained on; default: ImageNet's.", "", True),
+    Flag("image_std", ("numbers",), None, "Standard deviation of those pictures; default: ImageNet's.", "", True),
     Flag("overwrite", ("bool",), False, "Replace an earlier conversion."),
 )  # fmt: skip
 

@@ -24,7 +24,12 @@ FLAGS = (
         limits="[1, inf)",
     ),
     Flag(
-        "seed", ("int",), None, "Of weights and views; default: the recipe's.", optional=True, limits="[0, 4294967295]"
+        "seed",
+        ("int",),
+        None,
+        "Seed of weights and views; default: the recipe's.",
+        optional=True,
+        limits="[0, 4294967295]",
     ),
     Flag("threads", ("int",), None, "Cores to use; default: all.", optional=True, limits="[1, inf)"),
     Flag("no_report", ("bool",), False, "Do not write report.html."),

@@ -14,7 +14,7 @@ FLAGS = (
     Flag("private", ("bool",), False, "Make the repo private, if it is not there yet."),
     Flag("revision", ("str",), None, "Branch to commit to, made if it is not there; default: main.", optional=True),
     Flag("license", ("str",), None, "Licence of the weights for the card, e.g. apache-2.0.", optional=True),
-    Flag("message", ("str",), "Publish with hf_ssl", "Of the commit."),
+    Flag("message", ("str",), "Publish with hf_ssl", "Message of the commit."),
     Flag(
         "pictures", ("bool",), None, "Show test pictures on the card, with neighbours; default: only built-in ones.",
         optional=True,

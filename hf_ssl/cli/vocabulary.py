@@ -24,7 +24,7 @@ FIELDS = {
     "decoder_num_layers": "Blocks of the decoder",
     "directions": "Random directions that a step tests",
     "distance_momentum": "Momentum of the mean distance to the nearest word",
-    "ema_momentum": "Momentum of the averaged weights per optimiser step",
+    "ema_momentum": "Momentum of the averaged weights",
     "entropy_weight": "Weight of the entropy of single predictions",
     "epsilon": "Regularisation of the assignment or the whitening",
     "exponent": "Exponent of the prior over prototypes",
@@ -104,7 +104,7 @@ FIELDS = {
     "weighted": "Weight positives as DCLW does",
 }
 VIEWS = {
-    "blur_kernel": "Widest side of the blur's kernel",
+    "blur_kernel": "The kernel's widest side",
     "blur_p": "Probability of blurring a view",
     "blur_sigma": "Standard deviation of the blur",
     "brightness": "Change of brightness",
@@ -112,7 +112,7 @@ VIEWS = {
     "contrast": "Change of contrast",
     "count": "Number of views",
     "crops_of": "Take over the crops of another group of views",
-    "cutout": "Side of Cutout's grey square",
+    "cutout": "Side of Cutout's one grey square",
     "erase_p": "Probability of erasing a box of a view",
     "erase_scale": "Area of the erased box",
     "eval_crop_pct": "Centre crop of evaluation",

@@ -143,11 +143,11 @@ def _open(path: str, flags: int) -> int:
 
 def _descriptor(path: str | os.PathLike, flags: int) -> tuple[int, int]:
     """An open regular file and its size in bytes."""
-    # without waiting: to open a pipe is to wait for whoever writes into it
+    # without waiting: opening a pipe would wait for its writer
     try:
         descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
-        if error.errno == errno.ENXIO:  # what the system says of a socket
+        if error.errno == errno.ENXIO:  # a socket's error
             check_regular(path)
         raise
     status = os.fstat(descriptor)

@@ -215,10 +215,10 @@ def _per_class(what: str, count: int, names: list[str], labels: np.ndarray, seed
     if (have < count).any():
         short = int(np.argmax(have == 0 if not have.all() else have < count))
         advice = "Ask for fewer, or for a fraction"
-        if not have[short]:  # fewer of nothing is no help
+        if not have[short]:  # asking for fewer does not help
             advice = (
-                "No number per class can be had of a class that is declared and has no row: ask for a fraction "
-                "(label_fraction) or name the rows (label_ids), which take the other classes, or add its images"
+                "The class is declared but has no rows, so ask for a fraction (label_fraction) or name the rows "
+                "(label_ids), which take the other classes, or add its images"
             )
         raise SourceError(
             f"{what} has {have[short]} labelled row(s) of class {names[short]!r}, fewer than the {count} per class "

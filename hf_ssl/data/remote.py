@@ -1,4 +1,4 @@
-"""Reading over HTTP: what fails for a moment is asked for again, what is gone is said.
+"""Reading over HTTP: what fails for a moment is asked for again, what is gone is reported.
 
 What the libraries repeat by themselves (huggingface_hub 2.4, datasets 5.2): ranges of a file and listings, 5 times
 over 23 s; a read that lost its connection, 20 times. Not repeated: the questions which files a repo has, where a file

@@ -56,7 +56,7 @@ class ParquetShards:
         return len(self.groups)
 
     def use(self, image_column: str) -> None:
-        """Hand out this column as `image`. SourceError names a file without it; other gaps are said in the log."""
+        """Hand out this column as `image`. SourceError names a file without it; other gaps are logged."""
         self.image_column = image_column
         for name in dict.fromkeys(name for names in self.columns.values() for name in names):
             if not (without := [file for file, names in self.columns.items() if name not in names]):

@@ -1,8 +1,8 @@
 """WebDataset archives on this machine: .tar files, plain or compressed, whose members share a name and are one row.
 
-`datasets` reads them too, but takes an archive that was cut between two members for a whole one, knows a field by its
-spelling (JPG is not jpg), and gives up where a sample lacks what the first ones hold. Here an archive that does not
-end with its end mark is an error, and a sample without an image is a row without an image, which is counted.
+`datasets` reads them too, but takes an archive that was cut between two members for a whole one, tells fields apart by
+case (JPG is not jpg), and gives up where a sample lacks what the first ones hold. Here an archive that does not end
+with its end mark is an error, and a sample without an image is a row without an image, which is counted.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def _features(files: list[str]) -> Any:
         if any(_images(sample) for sample in found):
             break
     if not found:
-        raise SourceError(f"{', '.join(map(printable, files[:3]))}: no sample is in there (a.jpg, a.cls, b.jpg, ...).")
+        raise SourceError(
+            f"{', '.join(map(printable, files[:3]))}: there is no sample in them (a.jpg, a.cls, b.jpg, ...)."
+        )
     names = dict.fromkeys(name for sample in found for name in sample if name not in ("__key__", "__url__"))
     bare = [name for name in names if name in _extensions()]
     if len(bare) > 1 and not any(len(_images(sample)) > 1 for sample in found):
@@ -199,8 +201,8 @@ def _members(file: str) -> Iterator[tuple[str, bytes | None]]:
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise SourceError(
-            f"{printable(file)} is no whole .tar file: behind its first {seen} member(s), {error}. It was cut off or "
-            "damaged: copy it again, or take it out of the data set."
+            f"{printable(file)} is not a whole .tar file: after its first {seen} member(s), {error}. It was cut off "
+            "or damaged: copy it again, or take it out of the data set."
         ) from error
 
 
@@ -226,7 +228,7 @@ class _Member(tarfile.TarInfo):
 
 
 def _check_rest(tar: tarfile.TarFile) -> None:
-    """Nothing but zeros behind the end mark: archives that were joined hold more, which nobody would read."""
+    """Nothing but zeros behind the end mark: archives that were joined hold more, which would not be read."""
     stream: Any = tar.fileobj
     while block := stream.read(1 << 16):
         if block.strip(b"\0"):

@@ -1,4 +1,4 @@
-"""Whether there is anything to learn from: pictures that are all alike, or blank, are told before they train."""
+"""Whether there is anything to learn: a run is warned before it trains on pictures that are all alike or blank."""
 
 from __future__ import annotations
 

@@ -29,13 +29,13 @@ class WorkerError(RuntimeError):
 
 
 class WaitEnded(RuntimeError):
-    """The wait for a batch was given up because somebody asked for an end."""
+    """The wait for a batch was given up because the run was asked to end."""
 
 
 class Shared:
     """A collate function whose tensors lie in shared memory when it returns, where workers run it.
 
-    The background thread that sends a batch would move them there as well; an error of that thread reaches nobody.
+    The background thread that sends a batch would move them there as well; an error in that thread is lost.
     """
 
     def __init__(self, collate: Callable[[list], Any]):

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Report:
-    """The material of one page; pictures are loaded when a part first asks, and a failure is told in each of them."""
+    """The material of one page; pictures are loaded when a part first asks, and each of them shows a failure."""
 
     run: Run
     dataset: str | None
@@ -231,7 +231,7 @@ def _curves(report: Report) -> str:
     figures += "".join(_histogram(report, key) for key in logged)
     missing = ""
     if not any(key.startswith("eval_") for key in logged):
-        missing = '<p class="hint">No curve of a measure: the run did not evaluate on the way (--eval_strategy).</p>'
+        missing = '<p class="hint">No evaluation curves: the run did not evaluate as it trained (--eval_strategy).</p>'
     return f'<div class="charts">{figures}</div>{missing}'
 
 

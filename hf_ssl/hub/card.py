@@ -281,7 +281,7 @@ def _facts(run: dict[str, Any], side: tuple[int, int] | None) -> dict[str, str]:
 
 
 def _rows(division: dict[str, Any]) -> str:
-    """How many rows trained, validated and tested, and by which rule; "" where nobody settled it."""
+    """How many rows trained, validated and tested, and by which rule; "" where it is not recorded."""
     if "test" not in division:
         known, of = division.get("trained_on"), division.get("measured")
         return f"{known} of the {of} pictures that are measured on were trained on as well" if known else ""

@@ -225,7 +225,7 @@ def _whole(
 def _picture_notes(
     processor: SSLImageProcessor, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> list[str]:
-    """How pictures are made ready, as far as nobody said it."""
+    """How pictures are made ready, as far as no flag states it."""
     kind = {1: "grey", 3: "RGB", 4: "RGBA"}.get(processor.num_channels, f"of {processor.num_channels} channels")
     share = round(100 * processor.eval_crop_pct, 1)
     notes = [f"pictures assumed to be {kind}, values 0 to 1; resized bicubically, and the middle {share:g} % is taken"]

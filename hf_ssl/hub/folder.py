@@ -52,8 +52,8 @@ def export(model: SSLModel, processor: SSLImageProcessor, path: str | Path, run:
     (``SimCLRForPreTraining.from_pretrained(path)`` finds them). ``run`` is run.json's content; its results and command
     go on the card. The weights are float32, also after a start from a bfloat16 checkpoint, unless the method was
     loaded with another ``dtype``. What a user wrote around the generated part of an earlier README.md stays. The
-    folder changes when all of it is written; WriteError (an OSError): it is as it was. NonFiniteError where a weight is
-    NaN or infinite.
+    folder changes when all of it is written; WriteError (an OSError): it is as it was. NonFiniteError: a weight is NaN
+    or infinite.
     """
     check_finite(model, f"{path} is not written")
     with whole_folder(path, _STALE) as folder:

@@ -1,7 +1,7 @@
 """State dicts with the names of torchvision, timm and the official ViTs, as native transformers models.
 
 Sizes are read from the tensors. What they cannot tell (attention heads, a convolutional network's image size) is an
-argument or a rule that the caller is told in words.
+argument, or a rule that the notes state.
 """
 
 import math
@@ -364,7 +364,7 @@ def _eps_and_activation(sizes: Sizes, is_gated: bool) -> tuple[float, str, list[
         act = "gelu"
         assumed.append("the exact GELU assumed as activation; --hidden_act says otherwise")
     elif act not in ACT2FN:
-        raise CheckpointError(f"transformers knows no --hidden_act {act}; it knows {listed(list(ACT2FN), 8)}.")
+        raise CheckpointError(f"transformers has no --hidden_act {act}; it has {listed(list(ACT2FN), 8)}.")
     return eps, act, assumed
 
 

@@ -1,4 +1,4 @@
-"""Publishing: a complete local copy, a parity check, then one commit. What fails is said in a sentence.
+"""Publishing: a complete local copy, a parity check, then one commit. A failure is reported in one sentence.
 
 A commit is atomic: whatever breaks, the repo shows its earlier state or the new one, whole. A push may be repeated.
 """

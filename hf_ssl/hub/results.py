@@ -27,7 +27,7 @@ def is_hub_id(name: Any) -> bool:
 def eval_results(run: dict[str, Any]) -> list[EvalResult]:
     """The trained model's figures; those of raw pixels, the untrained twin, chance are each figure's ``baselines``.
 
-    [] where pictures that are measured on were trained on: such figures are no results.
+    [] where pictures that are measured on were trained on: such figures are not results.
     """
     if (run.get("division") or {}).get("trained_on"):
         return []

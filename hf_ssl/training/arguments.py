@@ -1,4 +1,4 @@
-"""What a run is told: the data, the model and the training arguments. The CLI's flags are these fields."""
+"""The settings of a run: the data, the model and the training arguments. The CLI's flags are these fields."""
 
 from dataclasses import dataclass, field
 
@@ -17,7 +17,9 @@ SCHEDULES = ("cosine_7_16", "cosine_with_min_lr")  # shapes of ``schedules.LEARN
 class DataArguments:
     """Where images come from: emoji, emoji:placed, fashion-mnist, a folder, *.png, *.parquet, *.tar or a Hub id."""
 
-    dataset: str = field(default="", metadata={"help": "Images to train on: a folder, shards, a Hub id, emoji, ..."})
+    dataset: str = field(
+        default="", metadata={"help": "Images to train on: a folder, shards, a Hub id or built-in drawings (emoji)."}
+    )
     split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_dataset: str | None = field(
         default=None, metadata={"help": "Labelled images for the online kNN and the final table; default: the same."}
@@ -139,7 +141,7 @@ class SSLTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Learning rate before the method's batch-size scaling (e.g. × batch / 256)."}
     )
     min_learning_rate: float = field(default=0.0, metadata={"help": "Where the cosine ends."})
-    momentum: float = field(default=0.9, metadata={"help": "Of sgd_momentum, sgd_nesterov and lars."})
+    momentum: float = field(default=0.9, metadata={"help": "Momentum of sgd_momentum, sgd_nesterov and lars."})
     weight_decay_end: float | None = field(
         default=None, metadata={"help": "Weight decay follows a cosine from weight_decay to this value."}
     )
@@ -214,7 +216,7 @@ class SSLTrainingArguments(TrainingArguments):
         super().__post_init__()
 
     def _resolve_saving(self) -> None:
-        """By the clock where nobody says how often; the best checkpoint needs a save at each evaluation."""
+        """By the clock unless save_steps is given; the best checkpoint needs a save at each evaluation."""
         self.saves_by_time = SaveStrategy(self.save_strategy) == SaveStrategy.STEPS and not self.save_steps
         if self.saves_by_time:
             evaluates = self.load_best_model_at_end and IntervalStrategy(self.eval_strategy) == IntervalStrategy.STEPS

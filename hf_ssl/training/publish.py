@@ -35,7 +35,7 @@ class PublishingTrainer(Trainer):
     """A Trainer whose pushes are published repos: the native model in the root, the method in ``ssl/``, one commit.
 
     At a save the folder is written and checked between two steps and uploaded in the background; a push that fails
-    then is said in the log, and the next one repeats it. ``push_to_hub`` waits and raises PublishError. With
+    is logged, and the next one repeats it. ``push_to_hub`` waits and raises PublishError. With
     ``hub_strategy`` checkpoint or all_checkpoints the same commit also holds the checkpoint to resume from.
     """
 
@@ -213,7 +213,7 @@ class PublishingTrainer(Trainer):
 
 
 def link(file: str | Path, copy: str | Path) -> None:
-    """A second name for ``file``, or a copy where the disk knows no links."""
+    """A second name for ``file``, or a copy where the file system has no links."""
     try:
         os.link(file, copy)
     except OSError:  # another disk, or one that knows no links

@@ -231,7 +231,7 @@ def test_bad_ids_are_named_by_file_line_and_value(source_of, tmp_path):
         ("", "no row number is given"),
         ("[1, 2.5]", "item 1: '2.5' is no row number"),
         ("[1, true]", "item 1: 'True' is no row number"),
-        ("[1,\n2", "line 2: is no JSON"),
+        ("[1,\n2", "line 2: it is not JSON"),
         ('{"rows": [1]}', "no labeled_rows.json of a run: .* lacks dataset, split"),
         (edited(record, labels=[0, 7]), "no labeled_rows.json of a run"),
         (edited(record, names=["x", "y", "z"]), r"row 3 was of class 'x' when .* of class '0' .* another dataset"),
@@ -250,7 +250,7 @@ def test_a_declared_class_without_rows_gets_advice_that_helps():
     rows = datasets.Dataset.from_dict({"image": [0] * 6, "label": [0, 0, 0, 2, 2, 2]}, features=features)
     source = ImageSource("declared", rows, labels=("label",))
     with pytest.raises(
-        SourceError, match=r"0 labelled row.* of class .b., .*declared and has no row: ask for a fraction"
+        SourceError, match=r"0 labelled row.* of class .b., .*declared but has no rows, so ask for a fraction"
     ):
         draw_labeled(source, per_class=1)
     _, record = draw_labeled(source, fraction=0.5)  # the advice

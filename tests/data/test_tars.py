@@ -43,7 +43,7 @@ def test_an_archive_that_was_cut_is_an_error(make, tmp_path, end, streaming):
     make.write_tar(path, range(24))
     data = path.read_bytes()
     path.write_bytes(data[: int(end * len(data)) if isinstance(end, float) else end])
-    with pytest.raises(SourceError, match=r"a.tar is no whole .tar file: behind its first \d+ member.* copy it again"):
+    with pytest.raises(SourceError, match=r"a.tar is not a whole .tar file: after its first \d+ member.* copy it"):
         one_pass(path, streaming)
 
 
@@ -55,7 +55,7 @@ def test_a_compressed_archive_is_read_and_one_that_was_cut_is_an_error(make, tmp
         (tmp_path / name).write_bytes(data)
         assert one_pass(tmp_path / name, streaming)[1] == list(range(24))
         (tmp_path / name).write_bytes(data[: len(data) // 2])
-        with pytest.raises(SourceError, match=f"{name} is no whole .tar file"):
+        with pytest.raises(SourceError, match=f"{name} is not a whole .tar file"):
             one_pass(tmp_path / name, streaming)
 
 
@@ -107,7 +107,7 @@ def test_a_member_twice_or_of_nonsense_names_the_archive(make, tmp_path, streami
     nonsense = archive(tmp_path / "b.tar", [*images, ("009.cls", b"dog")])
     with pytest.raises(SourceError, match=r"b.tar: the member 009.cls cannot be read: ValueError"):
         one_pass(nonsense, streaming)
-    with pytest.raises(SourceError, match=r"no sample is in there"):
+    with pytest.raises(SourceError, match=r"there is no sample in them"):
         one_pass(archive(tmp_path / "empty" / "c.tar", []), streaming)
 
 
@@ -137,4 +137,4 @@ def test_ranks_and_workers_notice_as_well(make, tmp_path, workers):
                 list(itertools.islice(stream._streamed_rows(worker, workers), 12))
             except SourceError as error:
                 caught.append(str(error))
-    assert len(caught) == 1 and "3.tar is no whole .tar file" in caught[0]
+    assert len(caught) == 1 and "3.tar is not a whole .tar file" in caught[0]

@@ -361,7 +361,7 @@ def test_the_whole_mae_takes_the_eps_as_well(tmp_path: Path) -> None:
     ("given", "words"),
     [
         ({"layer_norm_eps": 0.0}, "must lie between 0 and 1"),
-        ({"hidden_act": "gellu"}, "knows no --hidden_act gellu"),
+        ({"hidden_act": "gellu"}, "has no --hidden_act gellu"),
     ],
 )
 def test_a_wrong_eps_or_activation_is_a_sentence(given: dict[str, Any], words: str, tmp_path: Path) -> None:
