@@ -256,14 +256,15 @@ def for_testing(source: ImageSource) -> bool:
 
 
 def trained_queries(queries: ImageSource | None, *trained: ImageSource | None, bank: ImageSource | None = None) -> int:
-    """How many pictures of `queries` are also among those trained on; a log line says so where there are any.
+    """How many pictures of `queries` are also among those trained on.
 
-    So it does for those that are in `bank`, where each finds itself. What cannot be compared (streams, very large sets
-    of different datasets) counts as none.
+    The log warns of them, and of those that are in `bank`, where each finds itself. What cannot be compared (streams,
+    very large sets of different datasets) counts as none.
     """
     if queries is None or queries.is_stream:
         return 0
-    itself = None if bank is None or any(bank is source for source in trained) else shared(queries, bank)
+    known = [source.dataset for source in trained if source is not None]  # the source itself may be a copy by now
+    itself = None if bank is None or any(bank.dataset is each for each in known) else shared(queries, bank)
     if itself is not None and len(itself):
         logger.warning(
             "%d of the %d pictures of %s, split %s, that are measured on are in the bank as well, where each finds "
