@@ -20,6 +20,7 @@ from .runfolder import lock_folder, prepare, read_run, write_run
 
 if TYPE_CHECKING:
     from ..data.splits import Division
+    from ..modeling import SSLModel
     from ..training.trainer import SSLTrainer
 
 SIGINT_CODE, SIGTERM_CODE = 130, 143
@@ -58,18 +59,42 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
     quiet()
     pictures = load_pictures(plan)
     check_division(plan, pictures, resume)
+    trainer = _fitting_trainer(plan, pictures)
+    print_header(plan, trainer, pictures)
+    record = describe(plan, trainer, pictures)
+    facts = ("command", "dataset", "evaluated_on", "arguments", "division")
+    trainer.card_facts = {name: record[name] for name in facts}
+    _train_and_record(trainer, resume, plan, record)
+    record["skipped_images"] = trainer.skipped_images()
+    model = trainer.whole_method()
+    trainer.save_state()
+    if not is_main() or model is None:
+        return []
+    _write_results(plan, trainer, model, record, pictures, measures)
+    if not plan.own["no_report"]:
+        report(plan.output_dir)
+    if (args := trainer.args).push_to_hub:
+        trainer._finish_current_push()
+        options: dict[str, Any] = {"token": args.hub_token, "revision": args.hub_revision}
+        where = push(plan.output_dir, str(trainer.hub_model_id), record, message="End of training", **options)
+        say(f"published  {where}")
+    return record["results"]
+
+
+def _fitting_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
+    """``build_trainer``; CommandError where the memory does not hold the model."""
     try:
-        trainer = build_trainer(plan, pictures)
+        return build_trainer(plan, pictures)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         numbers = largest({**plan.group("method"), **plan.group("model"), **plan.group("text")})
         raise CommandError(f"The model does not fit into the memory; its largest numbers are {numbers}.") from error
-    print_header(plan, trainer, pictures)
-    record = describe(plan, trainer, pictures)
+
+
+def _train_and_record(trainer: SSLTrainer, resume: Any, plan: Plan, record: dict[str, Any]) -> None:
+    """Train; ``record`` and run.json then hold steps and time, however training ended."""
     before = float(read_run(plan.output_dir).get("time_seconds") or 0) if resume else 0.0
-    facts = ("command", "dataset", "evaluated_on", "arguments", "division")
-    trainer.card_facts = {name: record[name] for name in facts}
     started = time.time()
     if is_main():
         write_run(plan.output_dir, record)  # a run that is cut short says at least what it was
@@ -83,11 +108,17 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
         record |= trainer.precision_facts()
         if is_main():
             write_run(plan.output_dir, record)
-    record["skipped_images"] = trainer.skipped_images()
-    model = trainer.whole_method()
-    trainer.save_state()
-    if not is_main() or model is None:
-        return []
+
+
+def _write_results(
+    plan: Plan,
+    trainer: SSLTrainer,
+    model: SSLModel,
+    record: dict[str, Any],
+    pictures: Pictures,
+    measures: Sequence[str] | None,
+) -> None:
+    """The exported model, its table and its card."""
     from ..hub import write_card, write_model
     from ..training.publish import published_facts
 
@@ -102,14 +133,6 @@ def _run(plan: Plan, measures: Sequence[str] | None) -> list[dict[str, Any]]:
     if published:
         say("weights    the {weights} ones are published: {why}".format(**record["published"]))
     say(f"model      {plan.output_dir} (for plain transformers; the whole method is in {plan.output_dir / 'ssl'})")
-    if not plan.own["no_report"]:
-        report(plan.output_dir)
-    if (args := trainer.args).push_to_hub:
-        trainer._finish_current_push()
-        options: dict[str, Any] = {"token": args.hub_token, "revision": args.hub_revision}
-        where = push(plan.output_dir, str(trainer.hub_model_id), record, message="End of training", **options)
-        say(f"published  {where}")
-    return record["results"]
 
 
 def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:

@@ -8,6 +8,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.labels import LabeledRows, draw_labeled
 from ..data.sources import ImageSource, load_source
+from ..data.splits import for_testing
 from ..modeling import SSLModel
 from .arguments import SSLTrainingArguments
 
@@ -50,6 +51,16 @@ def check_arguments(model: Any, args: Any, processor: Any, others: Mapping[str, 
         raise TypeError(
             f"processing_class is a {type(processor).__name__}: give the method's image processor, which build_method "
             f"returns beside the model; {_ORDER}."
+        )
+
+
+def check_choice(args: SSLTrainingArguments, sources: list[ImageSource]) -> None:
+    """ValueError where the best checkpoint would be chosen on images that are there to test on."""
+    tests = [source.split for source in sources if for_testing(source)]
+    if args.load_best_model_at_end and tests:
+        raise ValueError(
+            f"load_best_model_at_end would choose the checkpoint on the {tests[0]} images; choose on "
+            "others: --validation_split, or --validation_fraction of the training images"
         )
 
 

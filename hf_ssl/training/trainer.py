@@ -39,7 +39,7 @@ from .build import check_rows
 from .callbacks import HealthCallback, MethodCallback
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import last_complete_checkpoint
-from .inputs import all_labels, check_arguments, each, measured_images, one_of, training_images
+from .inputs import all_labels, check_arguments, check_choice, each, measured_images, one_of, training_images
 from .lock import lock
 from .nonfinite import NonFiniteCallback, replay
 from .optim import decay_names, hold_constant_rates, mark_groups, own_optimiser, scaled_learning_rate
@@ -53,6 +53,17 @@ _LEDGER_FILE, _LABELED_FILE = "skipped_images.json", "labeled_rows.json"
 
 class CheckpointError(OSError):
     """A checkpoint could not be written; the earlier ones are untouched."""
+
+
+def _make_ready(model: SSLModel, args: SSLTrainingArguments, images: int, views: SSLImageProcessor) -> None:
+    """Put ``model`` into the state that it trains in. ValueError where ``images`` a batch or the views do not suit."""
+    prepare_to_train(model)
+    if args.world_size > 1 and args.sync_batchnorm:
+        distributed.synchronise_batchnorm(model)
+    model.train()  # as training will have it: BatchNorm in evaluation needs no other images
+    model.check_batch(images, args.world_size)
+    for key, size in views.view_sizes.items():
+        model.check_size(key, *size)
 
 
 class SSLTrainer(CheckpointingTrainer):
@@ -99,24 +110,14 @@ class SSLTrainer(CheckpointingTrainer):
         eval_queries = one_of(eval_queries, eval_dataset, ("eval_queries", "eval_dataset"))
         eval_bank, eval_queries = (measured_images(data, train_source) for data in (eval_bank, eval_queries))
         chosen_on = each(eval_queries)
-        if args.load_best_model_at_end and (tests := [source.split for source in chosen_on if for_testing(source)]):
-            raise ValueError(
-                f"load_best_model_at_end would choose the checkpoint on the {tests[0]} images; choose on "
-                "others: --validation_split, or --validation_fraction of the training images"
-            )
+        check_choice(args, chosen_on)
         if labeled_source is None and model.paper.family == "semi_supervised":
             labeled_source, labeled_rows = all_labels(model, train_source, args.seed)
         if args.base_learning_rate is not None:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             args.learning_rate = scaled_learning_rate(args.base_learning_rate, model.lr_scaling, batch)
-        prepare_to_train(model)
-        if args.world_size > 1 and args.sync_batchnorm:
-            distributed.synchronise_batchnorm(model)
-        model.train()  # as training will have it: BatchNorm in evaluation needs no other images
         ratio = unlabeled_ratio if labeled_source is not None else 0
-        model.check_batch(args.per_device_train_batch_size * (1 + ratio), args.world_size)
-        for key, size in views.view_sizes.items():
-            model.check_size(key, *size)
+        _make_ready(model, args, args.per_device_train_batch_size * (1 + ratio), views)
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries
         self.shuffle_buffer = shuffle_buffer
         self.labeled_source, self.labeled_rows, self.unlabeled_ratio = labeled_source, labeled_rows, unlabeled_ratio
