@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .. import distributed
+from ..backbones import unwrap
 from ..convolutions import prepare_to_train
 from ..data.collator import BadImageLedger, BatchLoader, TooManyBadImages, build_dataloader
 from ..data.labels import LabeledRows
@@ -38,6 +39,7 @@ from .build import check_rows
 from .callbacks import HealthCallback, MethodCallback
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import last_complete_checkpoint
+from .fits import check_fits
 from .inputs import all_labels, check_arguments, each, measured_images, one_of, training_images
 from .lock import lock
 from .nonfinite import NonFiniteCallback, replay
@@ -113,9 +115,11 @@ class SSLTrainer(CheckpointingTrainer):
             distributed.synchronise_batchnorm(model)
         model.train()  # as training will have it: BatchNorm in evaluation needs no other images
         ratio = unlabeled_ratio if labeled_source is not None else 0
-        model.check_batch(args.per_device_train_batch_size * (1 + ratio), args.world_size)
+        images = args.per_device_train_batch_size * (1 + ratio)
+        model.check_batch(images, args.world_size)
         for key, size in views.view_sizes.items():
             model.check_size(key, *size)
+            check_fits(unwrap(model.backbone).config, *size, views.num_channels, images * views.count_views([key]))
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries
         self.shuffle_buffer = shuffle_buffer
         self.labeled_source, self.labeled_rows, self.unlabeled_ratio = labeled_source, labeled_rows, unlabeled_ratio
