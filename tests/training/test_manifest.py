@@ -238,3 +238,12 @@ def test_every_entry_point_compares(tmp_path, pictures, capsys, monkeypatch):
     assert main(["train", "simclr", *command, *again, "--hidden_dim", "64", "--allow_changed", "hidden_dim"]) == 1
     assert "and [64, 256] here): give the old values" in capsys.readouterr().err
     assert main(["train", "simclr", *command, *again]) == 0
+    fewer = bank.select(range(64)).cast_column("image", load_source("emoji").dataset.features["image"])
+    (tmp_path / "fewer").mkdir()
+    fewer.to_parquet(tmp_path / "fewer" / "rows.parquet")
+    command[1] = str(tmp_path / "fewer" / "rows.parquet")
+    assert main(["train", "simclr", *command, *again]) == 1
+    assert "dataset.rows 96 in the checkpoint and 64 here" in capsys.readouterr().err
+    assert main(["train", "simclr", *command, *again, "--allow_changed", "dataset"]) == 0
+    assert main(["train", "simclr", *command, "--resume_from_checkpoint", str(tmp_path / "cli" / "checkpoint-7")]) == 1
+    assert "there is no checkpoint" in capsys.readouterr().err
