@@ -80,7 +80,16 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, context_len
         merges.append((first, second))
     # Begin and end come last, as in CLIP: transformers' oldest configs pool at the highest id.
     ids = {token: index for index, token in enumerate([*vocab, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=context_length)
+    asked = {"trained_vocab_size": vocab_size}  # few captions give fewer tokens, so the vocabulary does not tell it
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=context_length, **asked)
+
+
+def trained_for(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The numbers that ``train_tokenizer`` was given for ``tokenizer``; {} where it made another one."""
+    if "trained_vocab_size" not in tokenizer.init_kwargs:
+        return {}
+    vocab_size, length = tokenizer.init_kwargs["trained_vocab_size"], tokenizer.model_max_length
+    return {"vocab_size": vocab_size, "context_length": length}
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

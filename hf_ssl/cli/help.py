@@ -35,7 +35,8 @@ def flag_lines(
     for flag in flags:
         kind = "float" if "float" in flag.kinds else flag.kinds[0]
         value = "" if kind == "bool" else f" {_VALUES[kind]}"
-        text = (_END.split(flag.help)[0] if brief else flag.help).rstrip(".")
+        text = _END.split(flag.help)[0] if brief else flag.help
+        text = text if text.endswith("...") else text.rstrip(".")
         listed = [str(choice) for choice in flag.choices]
         if listed and len(listed) <= 8 and not any(choice in text for choice in listed):
             text += f"{': ' if text else ''}{', '.join(listed)}"
@@ -43,7 +44,7 @@ def flag_lines(
         known = default is not UNKNOWN and default is not False and default not in (None, "", [])
         if known and show_defaults:
             text += f"{' ' if text else ''}(default {default})"
-        text += "." if text else ""
+        text += "." if text and not text.endswith(".") else ""
         head = f"  --{flag.name}{value}"
         body = textwrap.wrap(text, width - 36) or [""]
         if len(head) > 34:

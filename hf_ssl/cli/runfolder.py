@@ -12,7 +12,7 @@ from typing import Any
 
 from ..documents import DocumentError, read_json
 from ..files import whole_file
-from ..training.checkpoints import check_model, checkpoints
+from ..training.checkpoints import check_model, checkpoints, require_whole
 from ..training.lock import lock
 from .console import CommandError, masked
 
@@ -56,6 +56,11 @@ def prepare(folder: Path, resume: Any, overwrite: bool) -> None:
         raise CommandError("Give --resume_from_checkpoint or --overwrite: one goes on, the other starts anew.")
     if resume is True and not checkpoints(folder):
         _nothing_to_resume(folder)
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        try:
+            require_whole(resume)
+        except ValueError as error:
+            raise CommandError(f"{error}.") from None
     if not os.access(folder, os.W_OK):
         raise CommandError(f"The output_dir {folder} is not writable; choose another --output_dir.")
     held = held_run(folder)

@@ -171,7 +171,10 @@ def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
 
 
 def check_division(plan: Plan, pictures: Pictures, resume: Any) -> None:
-    """Refuse to go on with other rows set apart than the run began with: it may have trained on them."""
+    """Refuse to go on with other rows set apart than the run began with: it may have trained on them.
+
+    Where neither sets rows of the training split apart, the checkpoint's settings tell what changed.
+    """
     earlier = read_run(plan.output_dir) if resume else {}
     if not earlier.get("steps"):
         return
@@ -179,7 +182,8 @@ def check_division(plan: Plan, pictures: Pictures, resume: Any) -> None:
     before = earlier.get("division")
     if before is None:  # a run of the time when only rows that validate were kept out of training
         before = {**now, "test": 0} if now["train"] != now["of"] and not now["validation"] else now
-    if any(before.get(name) != now[name] for name in names):
+    sets_apart = any(each.get("of", each.get("train")) != each.get("train") for each in (before, now))
+    if sets_apart and any(before.get(name) != now[name] for name in names):
         was, is_now = (", ".join(f"{each.get(name)} {name}" for name in names) for each in (before, now))
         raise CommandError(
             f"The run in {plan.output_dir} divided its pictures otherwise ({was}; now {is_now}): resume it with the "

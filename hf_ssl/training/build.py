@@ -20,6 +20,7 @@ from ..processing import SSLImageProcessor
 from ..spelling import presets
 from ..untouched import untouched
 from .arguments import ModelArguments, TextArguments
+from .fits import check_fits
 
 _TOKENIZER_ROWS = 1_000_000
 _TRANSFORMERS = ("vit", "dinov2_with_registers", "dinov3_vit")  # presets of these take a patch and an image size
@@ -68,7 +69,7 @@ def build_method(
     if model_class.paper.family == "image_text":
         texts = text_args or TextArguments()
         if resume and not texts.tokenizer and _holds_tokenizer(resume):
-            texts = dataclasses.replace(texts, tokenizer=str(resume))
+            texts = _with_tokenizer_of(texts, str(resume))
         built = build_image_text(model_class, source, model_args, texts, config_fields or {}, view_fields or {}, seed)
         built[0].processor = built[1]
         return _with_attention(built[0], model_args), built[1]
@@ -93,6 +94,7 @@ def build_method(
     if class_names is not None:
         backbone.id2label = dict(enumerate(class_names))
         backbone.label2id = {label: i for i, label in enumerate(class_names)}
+    _check_fits(backbone, size, channels)
     fields = dict(config_fields or {})
     if model_class.needs_index:
         fields["num_examples"] = _count_rows(name, source, fields.get("num_examples"))
@@ -186,6 +188,7 @@ def build_image_text(
         raise ValueError(f"{vision} takes {taken} channels, the images have {channels}")
     config_class: Any = model_class.config_class
     config = config_class(backbone_config=backbone, **config_fields)
+    _check_fits(config.backbone_config.vision_config, size, channels)
     with untouched():
         torch.manual_seed(seed)
         model = loading.load_pretrained(model_class, vision, config=config) if whole else model_class(config)
@@ -195,6 +198,18 @@ def build_image_text(
         text.load_tower(model.backbone, "text", tower)
     fields = {**view_fields, "tokenizer": tokenizer, "context_length": length}
     return model, _build_processor(model_class, size, channels, backbone.vision_config, fields)
+
+
+def _with_tokenizer_of(texts: TextArguments, checkpoint: str) -> TextArguments:
+    """``texts`` with a checkpoint's tokenizer. ValueError where that was trained for other numbers: it is not anew."""
+    trained = text.trained_for(text.load_tokenizer(checkpoint))
+    for name, before in trained.items():
+        if (now := getattr(texts, name)) != before:
+            raise ValueError(
+                f"{checkpoint} was trained with other settings: {name} {before} in the checkpoint and {now} here. "
+                "Give the old value, or start a new run in another output_dir"
+            )
+    return dataclasses.replace(texts, tokenizer=checkpoint)
 
 
 def _holds_tokenizer(folder: str | Path) -> bool:
@@ -242,6 +257,11 @@ def _checkpoint_config(name: str) -> PreTrainedConfig:
         raise ValueError(
             f"backbone {name!r} is no {kind} of a native model. {presets(name, backbones.PRESETS)}"
         ) from error
+
+
+def _check_fits(backbone: PreTrainedConfig, size: int | tuple[int, int], channels: int) -> None:
+    height, width = (size, size) if isinstance(size, int) else size
+    check_fits(backbone, height, width, channels)
 
 
 def _oblong(backbone: PreTrainedConfig) -> tuple[int, int] | None:

@@ -2,11 +2,13 @@
 
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import nn
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -46,7 +48,8 @@ class CheckpointingTrainer(PublishingTrainer):
         allowed = cast("SSLTrainer", self).args.allowed_changes
         if checkpoint is None:
             return
-        differences = distributed.from_first(lambda: _compared(checkpoint, facts, allowed))
+        misfit = _misfit(checkpoint, cast("SSLTrainer", self).method)
+        differences = distributed.from_first(lambda: _compared(checkpoint, facts, allowed, misfit))
         for line in differences.told:
             self._tell(line)
         changed = set(differences.allowed)
@@ -120,6 +123,8 @@ class CheckpointingTrainer(PublishingTrainer):
         if self.args.should_save:
             run = self._get_output_dir(trial)
             self._seal(Path(run, f"checkpoint-{self.state.global_step}"))
+            for part in filter(checkpoints.is_remains, checkpoints.checkpoints(run)):
+                shutil.rmtree(part, ignore_errors=True)  # it would count, and push out one that is whole
             rotate_checkpoints(run, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -157,7 +162,23 @@ def _choose(output_dir: str, named: str | None) -> str:
     return whole
 
 
-def _compared(checkpoint: str, facts: manifest.Facts, allowed: tuple[str, ...]) -> manifest.Differences:
+def _misfit(checkpoint: str, model: nn.Module) -> str | None:
+    """A weight of ``checkpoint`` that ``model`` has in another shape, in words; only the file's header is read."""
+    path = Path(checkpoint, "model.safetensors")
+    if not path.is_file():
+        return None
+    own = model.state_dict()
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 (it is no dict)
+            there, here = file.get_slice(name).get_shape(), list(own[name].shape) if name in own else None
+            if here is not None and there != here:
+                return f"{name} has shape {there} in the checkpoint and {here} here"
+    return None
+
+
+def _compared(
+    checkpoint: str, facts: manifest.Facts, allowed: tuple[str, ...], misfit: str | None
+) -> manifest.Differences:
     kept = checkpoints.read_manifest(checkpoint)
     if kept is None:
         words = (
@@ -165,7 +186,7 @@ def _compared(checkpoint: str, facts: manifest.Facts, allowed: tuple[str, ...]) 
             "files are whole is not known. The run goes on."
         )
         return manifest.Differences(told=[words])
-    return manifest.check(checkpoint, kept["facts"], facts, allowed)
+    return manifest.check(checkpoint, kept["facts"], facts, allowed, misfit)
 
 
 def _planned(checkpoint: str) -> int | None:

@@ -149,6 +149,18 @@ def trouble(folder: str | Path) -> str | None:
     return lacking(folder) or damage(folder)
 
 
+def is_remains(folder: str | Path) -> bool:
+    """Whether a run that was killed left a part of a checkpoint, which it was writing or removing."""
+    folder = Path(folder)
+    try:
+        manifest = read_manifest(folder)
+    except ValueError:
+        return False  # damaged otherwise: not ours to remove
+    if manifest is None:
+        return not (folder / "trainer_state.json").is_file()
+    return not all((folder / name).exists() for name in manifest["files"])
+
+
 # --- choosing --------------------------------------------------------------------------------------------------------
 
 

@@ -229,12 +229,22 @@ def part(name: str) -> str:
     return name.partition(".")[0].partition("[")[0]
 
 
-def check(checkpoint: str, before: Facts, now: Facts, allowed: Iterable[str] = ()) -> Differences:
-    """What differs where a run goes on from ``checkpoint``. ValueError: it must not go on, and why."""
+def check(
+    checkpoint: str, before: Facts, now: Facts, allowed: Iterable[str] = (), misfit: str | None = None
+) -> Differences:
+    """What differs where a run goes on from ``checkpoint``. ValueError: it must not go on, and why.
+
+    misfit: a weight that has another shape now, in words: then no difference can be allowed.
+    """
     allowed = tuple(allowed)
     _check_names(allowed, now)
     _check_method(checkpoint, before, now)
     where, found = Path(checkpoint).name, compare(before, now, allowed)
+    if misfit and (changed := {**found.refused, **found.allowed}):
+        raise ValueError(
+            f"{checkpoint} was trained with other settings: {_listed(changed)}. Its weights do not fit ({misfit}): "
+            "give the old values, or start a new run in another output_dir"
+        )
     if found.refused:
         names = ",".join(dict.fromkeys(_typed(name) for name in found.refused))
         raise ValueError(

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .. import distributed
+from ..backbones import unwrap
 from ..convolutions import prepare_to_train
 from ..data.collator import BadImageLedger, BatchLoader, TooManyBadImages, build_dataloader
 from ..data.labels import LabeledRows
@@ -39,7 +40,12 @@ from .build import check_rows
 from .callbacks import HealthCallback, MethodCallback
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import last_complete_checkpoint
+<<<<<<< HEAD
 from .inputs import all_labels, check_arguments, check_choice, each, measured_images, one_of, training_images
+=======
+from .fits import check_fits
+from .inputs import all_labels, check_arguments, each, measured_images, one_of, training_images
+>>>>>>> r2
 from .lock import lock
 from .nonfinite import NonFiniteCallback, replay
 from .optim import decay_names, hold_constant_rates, mark_groups, own_optimiser, scaled_learning_rate
@@ -64,6 +70,7 @@ def _make_ready(model: SSLModel, args: SSLTrainingArguments, images: int, views:
     model.check_batch(images, args.world_size)
     for key, size in views.view_sizes.items():
         model.check_size(key, *size)
+        check_fits(unwrap(model.backbone).config, *size, views.num_channels, images * views.count_views([key]))
 
 
 class SSLTrainer(CheckpointingTrainer):
@@ -117,7 +124,15 @@ class SSLTrainer(CheckpointingTrainer):
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             args.learning_rate = scaled_learning_rate(args.base_learning_rate, model.lr_scaling, batch)
         ratio = unlabeled_ratio if labeled_source is not None else 0
+<<<<<<< HEAD
         _make_ready(model, args, args.per_device_train_batch_size * (1 + ratio), views)
+=======
+        images = args.per_device_train_batch_size * (1 + ratio)
+        model.check_batch(images, args.world_size)
+        for key, size in views.view_sizes.items():
+            model.check_size(key, *size)
+            check_fits(unwrap(model.backbone).config, *size, views.num_channels, images * views.count_views([key]))
+>>>>>>> r2
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries
         self.shuffle_buffer = shuffle_buffer
         self.labeled_source, self.labeled_rows, self.unlabeled_ratio = labeled_source, labeled_rows, unlabeled_ratio

@@ -67,6 +67,7 @@ def test_the_page_of_a_method(method, monkeypatch):
             text = " ".join(paragraph.split("\n\n")[0].split())
             assert text.endswith("."), text
             assert text.count("(") + text.count("[") == text.count(")") + text.count("]"), text
+        assert "a folder, shards, a Hub id, emoji, ...\n" in page
     if method == "fixmatch":
         assert "--labels_per_class N" in page
     if method:

@@ -1,7 +1,9 @@
 """Of a run's checkpoints the newest whole one is found, whatever happened to the others."""
 
 import json
+import os
 import shutil
+import time
 import zipfile
 from pathlib import Path
 
@@ -149,6 +151,16 @@ def test_an_old_checkpoint_is_removed_only_when_the_new_one_is_whole(tmp_path, p
     with pytest.raises(OSError, match=r"cannot write the checkpoint .*checkpoint-4.*last good checkpoint is .*-2"):
         make_trainer(pictures, tmp_path, max_steps=4, save_total_limit=1).train()
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_what_a_kill_left_of_a_checkpoint_pushes_no_whole_one_out(run, pictures):
+    """Being removed made it the newest by time."""
+    (run / "checkpoint-2" / "optimizer.pt").unlink()
+    (run / "checkpoint-3").mkdir()
+    for name, age in (("checkpoint-4", 10), ("checkpoint-2", 0), ("checkpoint-3", 0)):
+        os.utime(run / name, (time.time() - age,) * 2)
+    make_trainer(pictures, run, max_steps=6, save_total_limit=2).train(resume_from_checkpoint=True)
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
 
 def test_a_pushed_checkpoint_is_whole_without_the_paths_that_are_cut_from_it(trained, tmp_path, pictures):

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from datasets import Dataset
 
-from hf_ssl import SSLTrainingArguments, fit
+from hf_ssl import SimCLRConfig, SSLTrainingArguments, fit
 from hf_ssl.cli import main
 from hf_ssl.data import load_source
 from hf_ssl.methods import METHODS
@@ -105,6 +105,18 @@ def test_a_change_is_refused_by_name_and_value(trained, pictures, name):
     folder = str(trained[0] / "checkpoint-4")
     with pytest.raises(ValueError, match=f"{name} {words}.*--allow_changed {name}"):
         make_trainer(pictures, trained[0], max_steps=6, **{"warmup_steps": 1, **changed}).train(folder)
+
+
+@pytest.mark.parametrize("allowed", [None, "projection_dim"])
+def test_a_change_that_no_weights_fit_cannot_be_allowed(trained, pictures, allowed, caplog, monkeypatch):
+    monkeypatch.setattr(
+        "tests.training.conftest.SimCLRConfig", lambda **fields: SimCLRConfig(**{**fields, "projection_dim": 9})
+    )
+    trainer = make_trainer(pictures, trained[0] / "misfit", max_steps=6, warmup_steps=1, allow_changed=allowed)
+    with pytest.raises(ValueError, match="projection_dim 8 in the checkpoint and 9 here") as refused:
+        trainer.train(str(trained[0] / "checkpoint-4"))
+    assert "has shape [8" in str(refused.value) and "allow_changed" not in str(refused.value)
+    assert "as allowed" not in caplog.text
 
 
 def test_other_images_are_refused_and_a_moved_folder_is_not(trained, pictures):
@@ -224,5 +236,14 @@ def test_every_entry_point_compares(tmp_path, pictures, capsys, monkeypatch):
         assert main(["train", method, *command, *again, *changed]) == 1
         assert words in capsys.readouterr().err, words
     assert main(["train", "simclr", *command, *again, "--hidden_dim", "64", "--allow_changed", "hidden_dim"]) == 1
-    assert "and [64, 256] here). Train with the settings" in capsys.readouterr().err
+    assert "and [64, 256] here): give the old values" in capsys.readouterr().err
     assert main(["train", "simclr", *command, *again]) == 0
+    fewer = bank.select(range(64)).cast_column("image", load_source("emoji").dataset.features["image"])
+    (tmp_path / "fewer").mkdir()
+    fewer.to_parquet(tmp_path / "fewer" / "rows.parquet")
+    command[1] = str(tmp_path / "fewer" / "rows.parquet")
+    assert main(["train", "simclr", *command, *again]) == 1
+    assert "dataset.rows 96 in the checkpoint and 64 here" in capsys.readouterr().err
+    assert main(["train", "simclr", *command, *again, "--allow_changed", "dataset"]) == 0
+    assert main(["train", "simclr", *command, "--resume_from_checkpoint", str(tmp_path / "cli" / "checkpoint-7")]) == 1
+    assert "there is no checkpoint" in capsys.readouterr().err

@@ -71,6 +71,10 @@ def test_three_runs_and_a_killed_one_write_the_same_bytes(pictures, tmp_path, mo
         ValueError, match="tokenizer: another vocabulary"
     ):  # one trained on other texts: ids would change meaning
         trainer_of(fewer, tmp_path / "killed").train(resume_from_checkpoint=last)
+    for name, number in (("vocab_size", 601), ("context_length", 20)):
+        other = dataclasses.replace(TEXTS, **{name: number})
+        with pytest.raises(ValueError, match=f"{name} {getattr(TEXTS, name)} in the checkpoint and {number} here"):
+            build.build_method("clip", pictures, text_args=other, resume=last)
     monkeypatch.setattr(text, "train_tokenizer", None)  # the checkpoint holds it: nothing is left to train
     train_clip(pictures, tmp_path / "killed", resume=last)
     first, *others = [digests(tmp_path / name) for name in ("a", "b", "c", "killed")]
