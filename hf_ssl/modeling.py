@@ -27,7 +27,10 @@ from .processing.published import method_folder
 from .spelling import hint
 
 # Arguments of every config that no attribute of PreTrainedConfig shows.
-_ARGUMENTS = ("attn_implementation", "experts_implementation", "auto_map", "quantization_config", "custom_pipelines")
+_ARGUMENTS = (
+    "attn_implementation", "experts_implementation", "auto_map", "quantization_config", "custom_pipelines",
+    "use_cache",  # Trainer writes it into the config of every model
+)  # fmt: skip
 
 logger = logging.getLogger("hf_ssl")
 

@@ -40,6 +40,14 @@ def test_a_config_refuses_unknown_fields_and_reads_those_of_other_versions(name:
     assert f"{kind.__name__} has no field of_the_future" in caplog.text
 
 
+def test_a_field_that_trainer_writes_is_no_field_of_another_version(tmp_path: Path, caplog) -> None:
+    config = make_config("simclr")
+    config.use_cache = False
+    config.save_pretrained(tmp_path)
+    AutoConfig.from_pretrained(tmp_path)
+    assert "has no field" not in caplog.text
+
+
 def test_a_misspelt_field_in_from_pretrained_is_no_field_of_another_version(tmp_path: Path) -> None:
     model = build("simclr")
     model.save_pretrained(tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -255,6 +256,13 @@ def _rescore(
     return torch.cat(similarities), torch.cat(found), torch.cat(sure)
 
 
+@cache  # a table measures several models with one bank
+def _say_clamped(rows: int, ks: tuple[int, ...]) -> None:
+    if ks:
+        asked = ", ".join(map(str, ks))
+        logger.warning("kNN: the bank has %d rows, so k is %d where %s was asked.", rows, rows, asked)
+
+
 def knn_accuracy(
     train_features: Tensor,
     train_labels: Sequence[Hashable] | Tensor,
@@ -296,8 +304,7 @@ def knn_accuracy(
         raise ValueError(f"k must be positive whole numbers, got {k}.")
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}.")
-    if max(ks) > len(bank):
-        logger.warning("kNN: the bank has %d rows, so k is %d where more was asked (%s).", len(bank), len(bank), ks)
+    _say_clamped(len(bank), tuple(wanted for wanted in ks if wanted > len(bank)))
 
     correct = {wanted: [0, 0] for wanted in ks}
     similarities, neighbours = nearest(queries, bank, min(max(ks), len(bank)), precision)

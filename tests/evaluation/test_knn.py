@@ -105,3 +105,12 @@ print((status("VmHWM") - before) / (bank.nbytes / 2**20))
 def test_the_bank_is_never_copied():
     found = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True)
     assert float(found.stdout) < 0.75, "of the bank's size (a normalised copy would be 1)"
+
+
+def test_a_table_of_several_models_names_a_k_above_the_bank_once(caplog):
+    bank, labels = torch.eye(7), torch.arange(7)
+    for _ in range(3):
+        knn_accuracy(bank, labels, bank, labels, k=(5, 999))
+    assert [record.getMessage() for record in caplog.records] == [
+        "kNN: the bank has 7 rows, so k is 7 where 999 was asked."
+    ]
