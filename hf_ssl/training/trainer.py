@@ -40,12 +40,8 @@ from .build import check_rows
 from .callbacks import HealthCallback, MethodCallback
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import last_complete_checkpoint
-<<<<<<< HEAD
-from .inputs import all_labels, check_arguments, check_choice, each, measured_images, one_of, training_images
-=======
 from .fits import check_fits
-from .inputs import all_labels, check_arguments, each, measured_images, one_of, training_images
->>>>>>> r2
+from .inputs import all_labels, check_arguments, check_choice, each, measured_images, one_of, training_images
 from .lock import lock
 from .nonfinite import NonFiniteCallback, replay
 from .optim import decay_names, hold_constant_rates, mark_groups, own_optimiser, scaled_learning_rate
@@ -124,15 +120,7 @@ class SSLTrainer(CheckpointingTrainer):
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             args.learning_rate = scaled_learning_rate(args.base_learning_rate, model.lr_scaling, batch)
         ratio = unlabeled_ratio if labeled_source is not None else 0
-<<<<<<< HEAD
         _make_ready(model, args, args.per_device_train_batch_size * (1 + ratio), views)
-=======
-        images = args.per_device_train_batch_size * (1 + ratio)
-        model.check_batch(images, args.world_size)
-        for key, size in views.view_sizes.items():
-            model.check_size(key, *size)
-            check_fits(unwrap(model.backbone).config, *size, views.num_channels, images * views.count_views([key]))
->>>>>>> r2
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries
         self.shuffle_buffer = shuffle_buffer
         self.labeled_source, self.labeled_rows, self.unlabeled_ratio = labeled_source, labeled_rows, unlabeled_ratio
