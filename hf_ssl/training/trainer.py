@@ -64,9 +64,10 @@ def _make_ready(model: SSLModel, args: SSLTrainingArguments, images: int, views:
         distributed.synchronise_batchnorm(model)
     model.train()  # as training will have it: BatchNorm in evaluation needs no other images
     model.check_batch(images, args.world_size)
-    for key, size in views.view_sizes.items():
-        model.check_size(key, *size)
-        check_fits(unwrap(model.backbone).config, *size, views.num_channels, images * views.count_views([key]))
+    for key, (height, width) in views.view_sizes.items():
+        model.check_size(key, height, width)
+        count = images * views.count_views([key])
+        check_fits(unwrap(model.backbone).config, height, width, views.num_channels, count)
 
 
 class SSLTrainer(CheckpointingTrainer):
