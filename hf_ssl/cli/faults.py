@@ -19,6 +19,8 @@ def sentence(error: Exception) -> str | None:
     from ..loading import raised_in
 
     words, kind = _words(error), type(error).__name__
+    if kind == "WriteError":  # it says itself what is full, and what to do
+        return words
     if is_disk_full(error):
         return f"The disk is full: free some space and run the command again ({words})."
     if is_out_of_memory(error):

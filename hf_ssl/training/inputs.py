@@ -52,6 +52,8 @@ def check_arguments(model: Any, args: Any, processor: Any, others: Mapping[str, 
             f"processing_class is a {type(processor).__name__}: give the method's image processor, which build_method "
             f"returns beside the model; {_ORDER}."
         )
+    if not processor.num_views:
+        raise ValueError("The processor draws no view of a picture: count must be 1 or more in one of its groups.")
 
 
 def check_choice(args: SSLTrainingArguments, sources: list[ImageSource]) -> None:

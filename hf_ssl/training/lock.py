@@ -81,6 +81,8 @@ def _refuse_if_running(path: Path, text: str) -> None:
     try:
         held = parse_json(text)
         pid, host, started = held["pid"], held["host"], held["started"]
+        if type(pid) is not int or not isinstance(host, str):
+            raise TypeError
     except (ValueError, KeyError, TypeError):
         logger.warning("%s is damaged, so it is taken over.", path)
         return

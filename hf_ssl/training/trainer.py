@@ -510,9 +510,14 @@ class SSLTrainer(CheckpointingTrainer):
                 shutil.rmtree(folder, ignore_errors=True)
             last = last_complete_checkpoint(str(self.args.output_dir))
             kept = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
+            again = (
+                "then run the same command with --resume_from_checkpoint true"
+                if last
+                else "then begin again: the same command with --overwrite"
+            )
             raise CheckpointError(
                 f"cannot write the checkpoint {folder}: {error}. {kept} Free some space or choose another "
-                "--output_dir, then run the same command with --resume_from_checkpoint true."
+                f"--output_dir, {again}."
             ) from error
         self.nonfinite.checkpoint = folder
 

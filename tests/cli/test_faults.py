@@ -3,6 +3,7 @@
 import errno
 import importlib.metadata
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from hf_ssl.cli import faults, main
+from hf_ssl.files import WriteError
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +148,8 @@ def test_which_errors_are_whose():
         raised(ModuleNotFoundError("No module named 'hf_ssl.x'", name="hf_ssl.x"), "hf_ssl"),
     ):  # fmt: skip
         assert faults.sentence(error) is None, error
+    full = WriteError(Path("x"), OSError(errno.ENOSPC, "No space left on device"))
+    assert faults.sentence(full) == str(full)  # not a sentence about a sentence
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):

@@ -151,6 +151,8 @@ def test_an_old_checkpoint_is_removed_only_when_the_new_one_is_whole(tmp_path, p
     with pytest.raises(OSError, match=r"cannot write the checkpoint .*checkpoint-4.*last good checkpoint is .*-2"):
         make_trainer(pictures, tmp_path, max_steps=4, save_total_limit=1).train()
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    with pytest.raises(OSError, match=r"There is no earlier checkpoint.*begin again: .* --overwrite"):
+        make_trainer(pictures, tmp_path / "first", max_steps=4, save_steps=4).train()
 
 
 def test_what_a_kill_left_of_a_checkpoint_pushes_no_whole_one_out(run, pictures):

@@ -171,3 +171,10 @@ def test_every_call_takes_a_dataset_and_a_list_of_images(made, images, tmp_path)
     )  # fmt: skip
     assert len(report.labeled.rows) == 18 and 0 <= report.validation["accuracy"] <= 1
     assert len(report.pseudo_labels(PICTURES, **options)) == 24
+
+
+def test_a_processor_that_draws_nothing_is_refused(images, tmp_path):
+    model_args = ModelArguments(backbone="resnet-nano", image_size=16)
+    model, views = build_method("simclr", images, model_args, view_fields={"count": 0})
+    with pytest.raises(ValueError, match="draws no view of a picture: count must be 1 or more"):
+        SSLTrainer(model, SSLTrainingArguments(str(tmp_path), report_to=[]), images, views)

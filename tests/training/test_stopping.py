@@ -113,9 +113,10 @@ def test_a_lock_is_judged_by_who_left_it(tmp_path, caplog):
     (tmp_path / NAME).write_text(json.dumps({**left, "pid": os.getpid()}))  # its number, given out again
     with lock(tmp_path):
         pass
-    (tmp_path / NAME).write_text('{"pid": 1')
-    with lock(tmp_path):
-        pass
+    for text in ('{"pid": 1', json.dumps({**left, "pid": [1]}), json.dumps({**left, "host": None})):
+        (tmp_path / NAME).write_text(text)
+        with lock(tmp_path):
+            pass
     assert "is damaged" in caplog.text
     (tmp_path / NAME).write_text(json.dumps({**left, "host": "elsewhere"}))
     with pytest.raises(RunLocked, match=rf"another machine \(elsewhere.*remove {tmp_path / NAME} if"), lock(tmp_path):
