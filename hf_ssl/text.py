@@ -80,9 +80,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, context_len
         merges.append((first, second))
     # Begin and end come last, as in CLIP: transformers' oldest configs pool at the highest id.
     ids = {token: index for index, token in enumerate([*vocab, "<|startoftext|>", "<|endoftext|>"])}
-    asked: Any = {
-        "trained_vocab_size": vocab_size
-    }  # few captions give fewer tokens, so the vocabulary does not tell it
+    # Kept because few captions give fewer tokens than were asked for.
+    asked: Any = {"trained_vocab_size": vocab_size}
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=context_length, **asked)
 
 
