@@ -48,6 +48,7 @@ class MaskedSiameseConfig(MultiViewConfig):
 class MaskedSiameseModel(TeacherModel):
     """ViT and projector after its EMA teacher; the first large view is the teacher's, all others are anchors."""
 
+    start_left = 0.9  # as DINO's teacher
     config: MaskedSiameseConfig
     compared = None
     default_backbone = "vit-small"

@@ -34,8 +34,6 @@ _ARGUMENTS = (
 
 logger = logging.getLogger("hf_ssl")
 
-START_LEFT = 0.05  # share of a random start above which an average is not published
-
 
 @strict
 class SSLConfig(PreTrainedConfig):
@@ -173,6 +171,7 @@ class SSLModel(PreTrainedModel):
     # True: ``losses`` takes ``index`` (B,), the images' row numbers; where there are labels, ``unlabeled_index``
     needs_index: ClassVar[bool] = False
     host_inputs: ClassVar[tuple[str, ...]] = ()  # what ``forward`` reads on the host: NumPy arrays in training
+    start_left: ClassVar[float] = 0.05  # share of a random start above which ``average`` is not published
     teacher_buffers: bool = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
     validated: tuple[str, str] | None = None  # which weights are better on validation images, and in words
     attention_given: bool = False  # whether somebody chose the attention implementation
@@ -393,7 +392,7 @@ class SSLModel(PreTrainedModel):
     def chosen_weights(self, steps: int | None = None, total: int | None = None) -> tuple[str, str]:
         """("average" or "last", why): the weights that are published, after ``steps`` of ``total`` (None: as it is).
 
-        The average, unless more than START_LEFT of it is still a random start, or validation images (never test
+        The average, unless more than ``start_left`` of it is still a random start, or validation images (never test
         images) answered otherwise: see ``validated``.
         """
         if self.average is None or self.step.is_meta:
@@ -405,7 +404,7 @@ class SSLModel(PreTrainedModel):
             return "average", "the average of the weights over the run"
         left = momentum.start_left(self.teacher_momentum, steps, total)
         words = f"after {steps:,} steps {left:.0%} of the average is still the random start"
-        return ("last", words) if left > START_LEFT else ("average", words)
+        return ("last", words) if left > self.start_left else ("average", words)
 
     def validate_weights(self, average: float, last: float) -> None:
         """Accuracies on validation images: the better weights are published, and of equals the average."""
