@@ -1,5 +1,6 @@
 """What every test shares: the golden option, one thread per process, tiny models and pictures."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -52,3 +53,12 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _plain_logger() -> None:
+    """A command that a test ran in this process has set up hf_ssl's logger; ``caplog`` needs it as it was imported."""
+    logger = logging.getLogger("hf_ssl")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)

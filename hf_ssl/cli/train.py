@@ -131,7 +131,7 @@ def _write_results(
     if record["results"]:
         tables.print_results(record["results"])
     if published:
-        say("weights    the {weights} ones are published: {why}".format(**record["published"]))
+        say("weights    the {weights} weights are published: {why}".format(**record["published"]))
     say(f"model      {plan.output_dir} (for plain transformers; the whole method is in {plan.output_dir / 'ssl'})")
 
 

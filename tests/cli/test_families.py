@@ -49,7 +49,7 @@ def test_train_fixmatch_on_a_few_labels(pictures, tmp_path, capsys):
     assert len(record["labeled"]["rows"]) == 4 and record["labeled"]["names"] == ["blue", "red"]
     rows = {row["model"]: row for row in record["results"]}
     published = record["published"]  # after 4 steps: what is better on the validation images
-    assert "on validation images" in published["why"] and f"the {published['weights']} ones are published" in out
+    assert "on validation images" in published["why"] and f"the {published['weights']} weights are published" in out
     average = published["weights"] == "average"
     names = ["last weights", "EMA weights"] if average else ["EMA weights, not published", "last weights, published"]
     assert {"majority class", *names} <= set(rows)
