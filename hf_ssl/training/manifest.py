@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.shards import table_rows
 from ..data.sources import ImageSource
 from ..hub import scrub
+from ..methods import name_of
 from ..spelling import nearest
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ def _check_names(allowed: Iterable[str], now: Facts) -> None:
 
 
 def _check_method(checkpoint: str, before: Facts, now: Facts) -> None:
-    theirs, mine = (str(facts.get("method", {}).get("model_type", "")).removeprefix("ssl_") for facts in (before, now))
+    theirs, mine = (name_of(str(facts.get("method", {}).get("model_type", ""))) for facts in (before, now))
     if theirs != mine:
         raise ValueError(
             f"{checkpoint} was trained with {theirs}, and {mine} cannot go on with it: start a new run in another "
