@@ -146,11 +146,6 @@ class DINOHead(nn.Module):
         x = F.normalize(self.mlp(x), dim=-1)
         return self.last_layer(x)
 
-    def spare_prototypes(self) -> None:
-        """Drop the last layer's gradients, so that the coming optimiser step leaves it as it is."""
-        for parameter in self.last_layer.parameters():
-            parameter.grad = None
-
 
 class TransformerDecoder(nn.Module):
     """A small ViT decoder made of native ``ViTLayer`` blocks: embed, add positions, blocks, norm, predict.
@@ -177,6 +172,12 @@ class TransformerDecoder(nn.Module):
         return self.predict(self.norm(tokens))
 
 
+def spare(module: nn.Module) -> None:
+    """Drops the module's gradients, so that the coming optimiser step leaves it as it is."""
+    for parameter in module.parameters():
+        parameter.grad = None
+
+
 def init_fused(module: nn.Linear, parts: int) -> None:
     """Xavier-uniform as one of ``parts`` layers that the published code holds, and initialises, as a single matrix."""
     bound = math.sqrt(6 / (parts * module.out_features + module.in_features))
@@ -185,7 +186,7 @@ def init_fused(module: nn.Linear, parts: int) -> None:
 
 def init_head(module: Any, std: float = 0.02, xavier: bool = False) -> None:
     """Initialise one module of a head: truncated normal linears (or Xavier-uniform ones, patch embeddings too), zero
-    biases, unit norms.
+    biases, unit norms, unit prototypes.
 
     Uses transformers' guarded initialisers: values that came from a checkpoint stay.
     """
@@ -196,6 +197,8 @@ def init_head(module: Any, std: float = 0.02, xavier: bool = False) -> None:
             init.trunc_normal_(module.weight, std=std, a=-2.0, b=2.0)
         if module.bias is not None:
             init.zeros_(module.bias)
+        if isinstance(module, Prototypes):
+            init.copy_(module.weight, F.normalize(module.weight, dim=1))
     elif isinstance(module, nn.Conv2d) and xavier:  # a patch embedding, as the linear layer that it is
         bound = math.sqrt(6 / (module.weight[0].numel() + module.out_channels))
         init.uniform_(module.weight, -bound, bound)

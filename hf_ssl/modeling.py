@@ -21,7 +21,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from . import backbones, distributed, heads, limits, memory, momentum
+from . import backbones, distributed, heads, limits, memory, momentum, schedules
 from .processing import SSLImageProcessor
 from .processing.published import method_folder
 from .spelling import hint
@@ -91,22 +91,6 @@ def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
     return {key: _without_folders(value) if isinstance(value, dict) else value for key, value in config.items()}
 
 
-@strict
-class MultiViewConfig(SSLConfig):
-    """Base of methods that encode several views of an image in one step.
-
-    joint_batchnorm: True computes BatchNorm's statistics over all views of one size together, in one pass; False over
-    each view alone, in a pass of its own. Networks without BatchNorm (ViT) give the same either way, True is faster.
-    Each method's default is what its authors' code does.
-    """
-
-    joint_batchnorm: bool = True
-    limits = {
-        "projection_dim": "[1, inf)", "hidden_dim": "[1, inf)", "num_layers": "[1, inf)", "temperature": "(0, inf)",
-        "teacher_temperature": "(0, inf)", "teacher_momentum": "[0, 1]",
-    }  # fmt: skip
-
-
 @dataclass
 class SSLOutput(ModelOutput):
     """loss: mean over the local batch (None without training views). embeddings: (B or V·B, D) backbone features.
@@ -137,7 +121,6 @@ class Paper:
     title: str
     arxiv: str
     bibtex: str
-    family: str
     teaches: str
     authors: str = ""  # as BibTeX wants them: Last, First and Last, First
 
@@ -161,6 +144,8 @@ class SSLModel(PreTrainedModel):
     accepts_loss_kwargs = False  # the loss is a per-batch mean: Trainer divides it by the accumulation steps
 
     paper: ClassVar[Paper]
+    reads: ClassVar[str] = "images"  # what its training data hold: "images", "labels" (of some of them) or "texts"
+    publishes: ClassVar[str] = "backbone"  # the native model in a repo's root: or "classifier", or "two_towers"
     processor_class: ClassVar[type[SSLImageProcessor]]
     lr_scaling: ClassVar[tuple[str, int]] = ("linear", 256)  # lr = base · batch/256; "sqrt" and "none" exist
     default_arguments: ClassVar[dict[str, Any]] = {}
@@ -172,20 +157,24 @@ class SSLModel(PreTrainedModel):
     needs_index: ClassVar[bool] = False
     host_inputs: ClassVar[tuple[str, ...]] = ()  # what ``forward`` reads on the host: NumPy arrays in training
     start_left: ClassVar[float] = 0.05  # share of a random start above which ``average`` is not published
+    followed: tuple[str, ...] = ()  # the parts that an EMA teacher copies: see ``add_teacher``
     teacher_buffers: bool = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
     validated: tuple[str, str] | None = None  # which weights are better on validation images, and in words
     attention_given: bool = False  # whether somebody chose the attention implementation
     processor: SSLImageProcessor | None = None  # the one it is trained with, where known; ``push_to_hub`` uses it
     backbone: Any  # a native PreTrainedModel
+    teacher_backbone: Any  # its EMA, where ``followed`` names the backbone
     step: Tensor
     total_steps: Tensor
 
-    def __init__(self, config: SSLConfig):
+    def __init__(self, config: SSLConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         assert isinstance(config.backbone_config, PreTrainedConfig)  # the config class made it one
-        self.backbone = self.build_backbone(config.backbone_config)
+        self.backbone = self.build_backbone(config.backbone_config) if backbone is None else backbone
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("total_steps", torch.ones((), dtype=torch.int64))
+        self.add_parts(config)
+        self.post_init()
 
     def post_init(self) -> None:
         super().post_init()
@@ -196,6 +185,12 @@ class SSLModel(PreTrainedModel):
     def build_backbone(self, config: PreTrainedConfig) -> PreTrainedModel:
         """The native model of ``config`` that the method trains, with random weights."""
         return backbones.build(config)
+
+    def add_parts(self, config: Any) -> None:
+        """Adds to the backbone what else the method trains and remembers: heads, ``add_teacher``, memories.
+
+        A method that extends another calls ``super().add_parts(config)`` first. Initial values: ``_init_weights``.
+        """
 
     def losses(self, pixel_values: Tensor, **views: Any) -> SSLOutput:
         """The training step: what ``forward`` returns of a batch of views; see the subclass for what it takes."""
@@ -221,12 +216,16 @@ class SSLModel(PreTrainedModel):
         return (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training)
 
     def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """(student, teacher) pairs that follow each other by EMA."""
-        yield from ()
+        """(student, teacher) pairs: each teacher follows its student by EMA. Those of ``followed``."""
+        pairs = ((getattr(self, part), getattr(self, f"teacher_{part}", None)) for part in self.followed)
+        yield from ((student, teacher) for student, teacher in pairs if teacher is not None)
 
     def teacher_momentum(self, progress: float) -> float:
-        """EMA momentum at ``progress`` in [0, 1] of the run."""
-        raise ValueError(f"{type(self).__name__} names teachers but no teacher_momentum")
+        """EMA momentum at ``progress`` in [0, 1] of the run: the config's, risen to 1 along half a cosine."""
+        start = getattr(self.config, "teacher_momentum", None)
+        if start is None:
+            raise ValueError(f"{type(self).__name__} names teachers but no teacher_momentum")
+        return schedules.cosine(progress, start, 1.0)
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """Student-side parameters that are never trained (fixed positions, a frozen weight-norm gain)."""
@@ -259,6 +258,12 @@ class SSLModel(PreTrainedModel):
         return None
 
     # --- what every method has ------------------------------------------------------------------------------------
+
+    def add_teacher(self) -> None:
+        """Gives each part in ``followed`` an EMA teacher, ``teacher_<part>``; call it after all of them are made and
+        before ``post_init``."""
+        for part in self.followed:
+            setattr(self, f"teacher_{part}", momentum.make_teacher(getattr(self, part)))
 
     def forward(
         self,

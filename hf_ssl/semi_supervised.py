@@ -57,11 +57,12 @@ class SemiSupervisedModel(SSLModel):
     """
 
     config: SemiSupervisedConfig
+    reads = "labels"
+    publishes = "classifier"
     can_collapse = False  # one answer for all images cannot satisfy the labelled ones
     teacher_buffers: ClassVar[bool] = True
 
-    def __init__(self, config: SemiSupervisedConfig):
-        super().__init__(config)
+    def add_parts(self, config: SemiSupervisedConfig) -> None:
         self.ema: Any = make_teacher(self.backbone)
 
     def build_backbone(self, config: PreTrainedConfig) -> PreTrainedModel:

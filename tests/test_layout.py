@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from hf_ssl.methods import METHODS
 from tests import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_ssl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 CORE = {
-    "modeling", "momentum", "heads", "memory", "masks", "schedules", "losses", "distributed", "backbones",
-    "semi_supervised", "text", "joint_embedding", "instance_discrimination", "backbone_presets", "patch_distillation",
-    "momentum_contrast", "clustering", "convolutions", "masked_siamese", "self_distillation",
-    "class_token",
+    "modeling", "multi_view", "momentum", "heads", "memory", "masks", "schedules", "losses", "distributed",
+    "backbones", "semi_supervised", "text", "backbone_presets", "convolutions", "class_token",
 }  # fmt: skip
 # These know nothing of pictures or methods.
 LOW = {"lazy", "spelling", "documents", "loading", "limits", "pixels", "files", "untouched", "finite"}
@@ -74,24 +73,63 @@ def test_a_file_fits_the_map(file: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if len(f.relative_to(PACKAGE).parts) == 3 and "methods" in f.parts])
-def test_no_method_imports_another(file: Path) -> None:
-    own = file.relative_to(PACKAGE).with_suffix("").parts
-    others = [target for target in imports(file) if target[0] == "methods" and target[: len(own)] != own]
-    assert not others, f"{'.'.join(own)} imports {others}: what two methods share moves down to a named module"
+# A method imports the method that its paper extends, never one that it merely resembles.
+EXTENDS = {
+    "deepcluster_v2": {"swav"},  # of the same paper
+    "dinov2": {"dino"},
+    "dinov3": {"dinov2"},
+    "infomin": {"moco"},
+    "pirl": {"instdisc"},
+    "pmsn": {"msn"},
+    "ressl": {"moco"},
+    "sela_v2": {"deepcluster_v2", "swav"},  # v2 of SeLa is in SwAV's paper
+}
+
+
+def test_a_method_imports_only_the_method_that_its_paper_extends() -> None:
+    found = {
+        name: others
+        for name, (module, _) in METHODS.items()
+        if (others := _methods_in(PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")) - {name})
+    }
+    assert found == EXTENDS, "what unrelated methods share moves down to a named part"
+
+
+def _methods_in(file: Path) -> set[str]:
+    return {part for target in imports(file) if target[0] == "methods" for part in target[1:] if part in METHODS}
+
+
+def test_methods_import_each_other_without_a_circle() -> None:
+    assert not _circle({name: set(EXTENDS.get(name, ())) for name in METHODS})
+
+
+def test_no_module_at_the_root_serves_one_method_alone() -> None:
+    """A part that one method uses belongs into that method's file."""
+    users: dict[str, set[str]] = {name: set() for name in CORE}
+    for file in FILES:
+        own = file.relative_to(PACKAGE).with_suffix("").parts
+        for target in imports(file):
+            if part(target) in CORE and own != (part(target),):
+                users[part(target)].add("/".join(own))
+    alone = {name: used for name, used in users.items() if len(used) == 1 and next(iter(used)).startswith("methods/")}
+    assert set(alone) <= {"semi_supervised"}, alone  # FixMatch is the first of its family
 
 
 def test_the_core_has_no_circle() -> None:
     """Within the lowest floor too, imports have one direction."""
-    graph = {
-        name: {part(target) for target in imports(PACKAGE / f"{name}.py")} & CORE
-        for name in CORE
-        if (PACKAGE / f"{name}.py").exists()
-    }
-    while graph:
-        free = [name for name, needs in graph.items() if not needs - {name}]
-        assert free, f"a circle among {graph}"
+    circle = _circle({name: {part(t) for file in _files(name) for t in imports(file)} & CORE for name in CORE})
+    assert not circle, f"a circle among {circle}"
+
+
+def _files(name: str) -> list[Path]:
+    return [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else sorted((PACKAGE / name).rglob("*.py"))
+
+
+def _circle(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """What is left of a graph {node: nodes it needs} when all that need nothing are taken away, again and again."""
+    while free := [name for name, needs in graph.items() if not needs - {name}]:
         graph = {name: needs - set(free) for name, needs in graph.items() if name not in free}
+    return graph
 
 
 def test_the_top_level_holds_what_the_design_names() -> None:

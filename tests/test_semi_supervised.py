@@ -326,11 +326,10 @@ def test_the_average_never_runs_in_training_mode() -> None:
 class CountedMatch(FixMatchForPreTraining):
     """The shape of FlexMatch and SoftMatch: state per image and per class, soft weights, a term on the strong view."""
 
-    def __init__(self, config: FixMatchConfig):
-        super().__init__(config)
+    def add_parts(self, config: FixMatchConfig) -> None:
+        super().add_parts(config)
         self.seen = nn.Buffer(torch.zeros(16, dtype=torch.int64))
         self.mean = nn.Buffer(torch.full((config.backbone_config.num_labels,), 0.25))
-        self.post_init()
 
     def targets(self, logits: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         assert index is not None and not logits.requires_grad

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..documents import read_json
 from ..files import whole_file
-from ..methods import METHODS
+from ..methods import METHODS, family_of
 from ..spelling import nearest
 from .console import CommandError, UsageError, quiet, say
 from .fields import Flag, paper
@@ -120,7 +120,7 @@ def methods(parsed: Parsed) -> int:
     rows = []
     for name in METHODS:
         about = paper(name)
-        rows.append({"name": name, "title": about["title"], "arxiv": about["arxiv"], "family": about["family"]})
+        rows.append({"name": name, "title": about["title"], "arxiv": about["arxiv"], "family": family_of(name)})
         rows[-1]["teaches"] = about["teaches"]
     if parsed.values.get("json"):
         print(json.dumps(rows, indent=2, ensure_ascii=False))

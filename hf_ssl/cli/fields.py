@@ -240,6 +240,19 @@ def _class_value(node: ast.ClassDef, name: str) -> ast.expr | None:
     return None
 
 
+def stated(method: str, name: str) -> Any:
+    """A literal class attribute of a method's model, or of a class that it extends: ``reads``, ``publishes``, ..."""
+    file, stem = _method_file(method)
+    todo = [(file, _class(file, f"{stem}ForPreTraining"))]
+    while todo:
+        file, node = todo.pop(0)
+        if (value := _class_value(node, name)) is not None:
+            return _literal(value, None)
+        bases = [file.find(base.id) for base in node.bases if isinstance(base, ast.Name)]
+        todo += [(found[0], found[1]) for found in bases if found and isinstance(found[1], ast.ClassDef)]
+    return None
+
+
 def _class(file: Source, name: str) -> ast.ClassDef:
     found = file.find(name)
     assert found is not None and isinstance(found[1], ast.ClassDef), f"{file.path} has no class {name}"
@@ -256,8 +269,7 @@ def paper(method: str) -> dict[str, str]:
 
 def method_defaults(method: str) -> dict[str, Any]:
     """The method's ``default_arguments`` as far as they are literals, for the help text."""
-    file, stem = _method_file(method)
-    return _literal(_class_value(_class(file, f"{stem}ForPreTraining"), "default_arguments"), {})
+    return stated(method, "default_arguments")
 
 
 def method_views(method: str) -> list[dict[str, Any]]:
@@ -283,12 +295,12 @@ def method_views(method: str) -> list[dict[str, Any]]:
 
 
 # Arguments that only one family of methods takes, and the group their flags belong to.
-_FAMILIES = {"semi_supervised": ("LabelArguments", "labels"), "image_text": ("TextArguments", "text")}
+_READS = {"labels": ("LabelArguments", "labels"), "texts": ("TextArguments", "text")}
 
 
 def family_flags(method: str) -> dict[str, Flag]:
     """The fields of the arguments that belong to the method's family alone."""
-    name, group = _FAMILIES.get(paper(method)["family"], ("", ""))
+    name, group = _READS.get(stated(method, "reads"), ("", ""))
     return class_flags(source(_PACKAGE / "training" / "arguments.py"), name, group) if name else {}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import tables
 from .console import CommandError, say
-from .fields import paper
+from .fields import stated
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ def load_pictures(plan: Plan) -> Pictures:
     from ..training.arguments import DataArguments
 
     data = DataArguments(**plan.group("data"))
-    family = paper(plan.method)["family"]
+    reads = stated(plan.method, "reads")
     if data.validation_split is not None and data.validation_fraction is not None:
         raise CommandError("Give --validation_split or --validation_fraction, not both.")
     columns: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
     if (channels := plan.group("model").get("num_channels")) in (1, 3, 4):  # what files can be decoded to
         columns["channels"] = channels
-    if family == "image_text":
+    if reads == "texts":
         columns["caption_column"] = plan.group("text").get("caption_column")
     options = {**columns, "streaming": data.streaming, "allow_outside_files": data.allow_outside_files}
     evaluates = plan.values.get("eval_strategy", "no") != "no"
@@ -64,14 +64,14 @@ def load_pictures(plan: Plan) -> Pictures:
     specs = (data.eval_dataset,) if data.eval_dataset else tables.protocols(data.dataset)
     division = divide(
         data.dataset, data.split, specs if wanted else (), data.eval_split, "eval_split" in plan.values,
-        data.validation_split, data.validation_fraction, data.eval_dataset, family == "image_text",
+        data.validation_split, data.validation_fraction, data.eval_dataset, reads == "texts",
         **options,
     )  # fmt: skip
     if evaluates and division.online == (None, None):
         raise CommandError(f"eval_strategy needs labelled images, and {data.dataset} has none; give --eval_dataset.")
     pictures = Pictures(division.train, division)
     said = list(division.said)
-    if family == "semi_supervised":
+    if reads == "labels":
         _draw_labels(pictures, plan, data, options, said)
     _check_start(plan, pictures, said)
     say(*said)

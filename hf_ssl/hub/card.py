@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from .. import backbones
 from ..data.files import printable_record
 from ..evaluation.report_table import heading
+from ..methods import family_of, name_of
 from ..modeling import Paper, SSLModel
 from ..pixels import MODES
 from .privacy import scrub, scrub_command
@@ -34,7 +35,7 @@ _RENDERED = {  # how built-in drawings, which are transparent, become pictures
 
 @dataclass(frozen=True)
 class _Wording:
-    """What a card says of one family of methods. In a snippet <repo>, <picture> and <feature> are filled in."""
+    """What a card says of what a method publishes. In a snippet <repo>, <picture> and <feature> are filled in."""
 
     task: str  # the Hub's name of the pipeline that the root serves
     tag: str
@@ -82,8 +83,8 @@ print(features.shape)""",
     "Raw pixels and the same network without training are measured the same way.",
     "It names nothing by itself: labels enter with a kNN bank, a probe or fine-tuning.",
 )
-_FAMILIES = {
-    "semi_supervised": _Wording(
+_WORDS = {
+    "classifier": _Wording(
         "image-classification",
         "semi-supervised",
         "on a few labels and on images without labels",
@@ -96,7 +97,7 @@ _FAMILIES = {
         .replace("<answer>", 'logits = model(**processor(image, return_tensors="pt")).logits')
         + "\nprint(model.config.id2label[logits.argmax(-1).item()])",
     ),
-    "image_text": _Wording(
+    "two_towers": _Wording(
         "zero-shot-image-classification",
         "image-text",
         "on images and their texts",
@@ -140,7 +141,7 @@ def model_card(
 
     run = printable_record(run)
     paper: Paper = model.paper
-    words = _FAMILIES.get(paper.family, _BACKBONE)
+    words = _WORDS.get(model.publishes, _BACKBONE)
     native, side = model.export_backbone, _side(model)
     base, dataset = (run.get("init") or {}).get("from_pretrained"), run.get("dataset") or ""
     shown = scrub(run)
@@ -152,7 +153,7 @@ def model_card(
         tags=[
             "hf_ssl",
             paper.name.lower(),
-            paper.family.replace("_", "-"),
+            family_of(name_of(model.config.model_type)).replace("_", "-"),
             "self-supervised",
             words.tag,
         ],

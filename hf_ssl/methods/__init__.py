@@ -1,4 +1,4 @@
-"""One file per method. ``METHODS`` names them without importing anything heavy; ``load`` and ``register`` import."""
+"""One file per method, by family. ``METHODS`` names them and imports nothing heavy; ``load`` and ``register`` do."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -6,38 +6,55 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..modeling import SSLModel
 
-# command-line name -> (module, stem of the class names: <stem>Config, <stem>ImageProcessor, <stem>ForPreTraining)
+# family (the folder) -> command-line name (the file) -> stem of the class names: <stem>Config, <stem>ImageProcessor,
+# <stem>ForPreTraining
+FAMILIES: dict[str, dict[str, str]] = {
+    "joint_embedding": {
+        "barlow_twins": "BarlowTwins",
+        "byol": "BYOL",
+        "dcl": "DCL",
+        "deepcluster_v2": "DeepClusterV2",
+        "dino": "DINO",
+        "dinov2": "SSLDINOv2",
+        "dinov3": "SSLDINOv3",
+        "infomin": "InfoMin",
+        "instdisc": "InstDisc",
+        "lejepa": "LeJEPA",
+        "moco": "MoCo",
+        "mocov3": "MoCoV3",
+        "msn": "MSN",
+        "nnclr": "NNCLR",
+        "obow": "OBoW",
+        "pirl": "PIRL",
+        "pmsn": "PMSN",
+        "ressl": "ReSSL",
+        "sela_v2": "SeLaV2",
+        "simclr": "SimCLR",
+        "simclr_v2": "SimCLRv2",
+        "simsiam": "SimSiam",
+        "swav": "SwAV",
+        "tico": "TiCo",
+        "vicreg": "VICReg",
+        "vicregl": "VICRegL",
+        "w_mse": "WMSE",
+    },
+    "masked": {
+        "mae": "MAE",
+    },
+    "image_text": {
+        "clip": "SSLCLIP",
+    },
+    "semi_supervised": {
+        "fixmatch": "FixMatch",
+    },
+}
+# command-line name -> (module, stem of the class names)
 METHODS: dict[str, tuple[str, str]] = {
-    "barlow_twins": ("hf_ssl.methods.joint_embedding.barlow_twins", "BarlowTwins"),
-    "byol": ("hf_ssl.methods.joint_embedding.byol", "BYOL"),
-    "clip": ("hf_ssl.methods.image_text.clip", "SSLCLIP"),
-    "dcl": ("hf_ssl.methods.joint_embedding.dcl", "DCL"),
-    "deepcluster_v2": ("hf_ssl.methods.joint_embedding.deepcluster_v2", "DeepClusterV2"),
-    "dino": ("hf_ssl.methods.joint_embedding.dino", "DINO"),
-    "dinov2": ("hf_ssl.methods.joint_embedding.dinov2", "SSLDINOv2"),
-    "dinov3": ("hf_ssl.methods.joint_embedding.dinov3", "SSLDINOv3"),
-    "fixmatch": ("hf_ssl.methods.semi_supervised.fixmatch", "FixMatch"),
-    "infomin": ("hf_ssl.methods.joint_embedding.infomin", "InfoMin"),
-    "instdisc": ("hf_ssl.methods.joint_embedding.instdisc", "InstDisc"),
-    "lejepa": ("hf_ssl.methods.joint_embedding.lejepa", "LeJEPA"),
-    "mae": ("hf_ssl.methods.masked.mae", "MAE"),
-    "moco": ("hf_ssl.methods.joint_embedding.moco", "MoCo"),
-    "mocov3": ("hf_ssl.methods.joint_embedding.mocov3", "MoCoV3"),
-    "msn": ("hf_ssl.methods.joint_embedding.msn", "MSN"),
-    "nnclr": ("hf_ssl.methods.joint_embedding.nnclr", "NNCLR"),
-    "obow": ("hf_ssl.methods.joint_embedding.obow", "OBoW"),
-    "pirl": ("hf_ssl.methods.joint_embedding.pirl", "PIRL"),
-    "pmsn": ("hf_ssl.methods.joint_embedding.pmsn", "PMSN"),
-    "ressl": ("hf_ssl.methods.joint_embedding.ressl", "ReSSL"),
-    "sela_v2": ("hf_ssl.methods.joint_embedding.sela_v2", "SeLaV2"),
-    "simclr": ("hf_ssl.methods.joint_embedding.simclr", "SimCLR"),
-    "simclr_v2": ("hf_ssl.methods.joint_embedding.simclr_v2", "SimCLRv2"),
-    "simsiam": ("hf_ssl.methods.joint_embedding.simsiam", "SimSiam"),
-    "swav": ("hf_ssl.methods.joint_embedding.swav", "SwAV"),
-    "tico": ("hf_ssl.methods.joint_embedding.tico", "TiCo"),
-    "vicreg": ("hf_ssl.methods.joint_embedding.vicreg", "VICReg"),
-    "vicregl": ("hf_ssl.methods.joint_embedding.vicregl", "VICRegL"),
-    "w_mse": ("hf_ssl.methods.joint_embedding.w_mse", "WMSE"),
+    name: (f"hf_ssl.methods.{family}.{name}", stem)
+    for family, name, stem in sorted(
+        ((family, name, stem) for family, methods in FAMILIES.items() for name, stem in methods.items()),
+        key=lambda row: row[1],
+    )
 }
 
 
@@ -47,6 +64,11 @@ def load(name: str) -> "type[SSLModel]":
         raise ValueError(f"no method {name!r}; there are: {', '.join(METHODS)}")
     module, stem = METHODS[name]
     return getattr(importlib.import_module(module), f"{stem}ForPreTraining")
+
+
+def family_of(name: str) -> str:
+    """The folder that a method's file lies in, by its command-line name."""
+    return METHODS[name][0].split(".")[2]
 
 
 def name_of(model_type: str) -> str:

@@ -66,16 +66,16 @@ def build_method(
     channels = _channels(model_args, source)
     size: Any = model_args.image_size or model_class.processor_class.size["height"]
     chosen = model_args.backbone or model_class.default_backbone
-    if model_class.paper.family == "image_text":
+    if model_class.reads == "texts":
         texts = text_args or TextArguments()
         if resume and not texts.tokenizer and _holds_tokenizer(resume):
             texts = _with_tokenizer_of(texts, str(resume))
         built = build_image_text(model_class, source, model_args, texts, config_fields or {}, view_fields or {}, seed)
         built[0].processor = built[1]
         return _with_attention(built[0], model_args), built[1]
-    if class_names is None and model_class.paper.family == "semi_supervised":
+    if class_names is None and model_class.reads == "labels":
         class_names = label_names(source)
-    if (class_names is not None) != (model_class.paper.family == "semi_supervised"):
+    if (class_names is not None) != (model_class.reads == "labels"):
         raise ValueError(f"class_names go with a semi-supervised method and no other; {name} got {class_names}")
     config_class: Any = model_class.config_class
     warm_start = chosen not in backbones.PRESETS

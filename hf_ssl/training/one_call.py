@@ -110,9 +110,8 @@ def fit(
 
     Raises ValueError (``SourceError``) saying what is wrong with the data, the model or an argument.
     """
-    family = load(method).paper.family
-    if family != "semi_supervised":
-        raise ValueError(f"fit trains semi-supervised methods; {method} is one of {family}: use SSLTrainer or hf-ssl")
+    if load(method).reads != "labels":
+        raise ValueError(f"fit trains methods that read labels; {method} does not: use SSLTrainer or hf-ssl")
     source, held = load_source(labeled, label_column=label_column), None
     if validation is not None:
         held = marked(load_source(validation, label_column=label_column, channels=source.channels), "validation")

@@ -26,8 +26,7 @@ def measure(
     recall among the texts. Else kNN with ``bank``: knn_<label> per label column, knn_top1 for the first.
     """
     options: dict[str, Any] = {"device": device, "progress": False, "max_images": max_images}
-    family = method.paper.family
-    how = {"semi_supervised": _classifier, "image_text": _image_text}.get(family, _knn)
+    how = {"labels": _classifier, "texts": _image_text}.get(method.reads, _knn)
     return how(method, views, bank, queries, options)
 
 

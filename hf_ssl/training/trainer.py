@@ -115,7 +115,7 @@ class SSLTrainer(CheckpointingTrainer):
         eval_bank, eval_queries = (measured_images(data, train_source) for data in (eval_bank, eval_queries))
         chosen_on = each(eval_queries)
         check_choice(args, chosen_on)
-        if labeled_source is None and model.paper.family == "semi_supervised":
+        if labeled_source is None and model.reads == "labels":
             labeled_source, labeled_rows = all_labels(model, train_source, args.seed)
         if args.base_learning_rate is not None:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -404,7 +404,7 @@ class SSLTrainer(CheckpointingTrainer):
     def _bank(self, queries: ImageSource) -> ImageSource:
         """The images that vote, where the method is measured by kNN."""
         bank = self.train_source if self.eval_bank is None else self.eval_bank
-        if self.method.paper.family in ("semi_supervised", "image_text"):
+        if self.method.reads in ("labels", "texts"):
             return bank
         for source, name in ((queries, "eval_dataset"), (bank, "eval_bank")):
             if not source.labels:

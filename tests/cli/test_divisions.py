@@ -54,7 +54,7 @@ def plan_of(method, *argv):
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_trains_on_what_it_is_scored_on(method, flags, noise, capsys):
-    few = ["--label_fraction", "1.0"] if load(method).paper.family == "semi_supervised" else []
+    few = ["--label_fraction", "1.0"] if load(method).reads == "labels" else []
     found = load_pictures(plan_of(method, "--dataset", noise, *flags, *few))
     trained, scored = files(found.train, found.labeled), files(*(held for held in found.division.held))
     validated = files(found.division.validation)

@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
-from hf_ssl.methods import METHODS, load
+from hf_ssl.methods import METHODS, family_of, load
 from hf_ssl.modeling import SSLConfig, SSLModel
 from hf_ssl.training.optim import clip_per_tensor
 from tests.contract.tiny import RESNET, TINY, VIT, adamw, batch, build, make_config, processor, students, train_step
@@ -28,7 +28,7 @@ def test_the_class_says_what_it_is(name: str) -> None:
     assert issubclass(model, SSLModel) and issubclass(model.config_class, SSLConfig)
     assert model.config_class.model_type == f"ssl_{name}"
     assert all(dataclasses.astuple(model.paper)), model.paper
-    assert model.paper.family == model.__module__.split(".")[2]
+    assert family_of(name) == model.__module__.split(".")[2]
     assert model.lr_scaling[0] in ("linear", "sqrt", "none") and model.default_arguments
     assert model.accepts_loss_kwargs is False  # else Trainer multiplies the gradient by the accumulation steps
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_ssl.clustering import IGNORED, UNKNOWN, LabelBank, spherical_kmeans
+from hf_ssl.methods.joint_embedding.deepcluster_v2 import IGNORED, UNKNOWN, LabelBank, spherical_kmeans
 from tests.contract.tiny import adamw, batch, build, train_step
 
 
@@ -40,7 +40,7 @@ def test_kmeans_leaves_rows_out_that_the_epoch_did_not_show() -> None:
 def test_kmeans_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, start, mask = unit(20, 4), unit(3, 4), torch.ones(20, dtype=torch.bool)
     whole = spherical_kmeans(rows, start, 5, mask)
-    monkeypatch.setattr("hf_ssl.clustering._ROWS", 7)
+    monkeypatch.setattr("hf_ssl.methods.joint_embedding.deepcluster_v2._ROWS", 7)
     parts = spherical_kmeans(rows, start, 5, mask)
     torch.testing.assert_close(whole, parts)
 

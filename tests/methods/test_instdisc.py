@@ -1,4 +1,4 @@
-"""NPID by hand: the loss, Z once, the bank once per step; what InstanceModel shares with PIRL is tested here."""
+"""NPID by hand: the loss, Z once, the bank once per step; what PIRL takes from it is tested here."""
 
 import math
 
@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ssl import distributed
-from hf_ssl.instance_discrimination import nce
-from hf_ssl.methods.joint_embedding.instdisc import InstDiscConfig
+from hf_ssl.methods.joint_embedding.instdisc import InstDiscConfig, nce
 from tests.contract.tiny import VIT, adamw, batch, build, train_step
 
 

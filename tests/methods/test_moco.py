@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_ssl.losses import info_nce
-from hf_ssl.methods.joint_embedding.moco import MoCoConfig, MoCoImageProcessor
-from hf_ssl.momentum_contrast import MomentumContrastModel
+from hf_ssl.methods.joint_embedding.moco import MoCoConfig, MoCoForPreTraining, MoCoImageProcessor
 from tests.contract.tiny import RESNET, VIT, adamw, batch, build, train_step
 from tests.invariants.test_collapse import RESNET as LARGER
 from tests.invariants.test_collapse import health, train
@@ -75,7 +74,7 @@ def test_settings_that_cannot_work_are_refused(fields: dict, word: str) -> None:
 # --- BatchNorm's leak (moco#46, vissl#576) ------------------------------------------------------------------------
 
 
-def keys_in_company(model: MomentumContrastModel) -> tuple[Tensor, Tensor]:
+def keys_in_company(model: MoCoForPreTraining) -> tuple[Tensor, Tensor]:
     """Keys of the same two pictures among six others, and among six brighter ones."""
     torch.manual_seed(0)
     own, others = torch.randn(2, 1, 3, 16, 16), torch.randn(6, 1, 3, 16, 16)

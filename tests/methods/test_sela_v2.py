@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_ssl.clustering import IGNORED
+from hf_ssl.methods.joint_embedding.deepcluster_v2 import IGNORED
 from tests.contract.tiny import adamw, batch, build, train_step
 
 

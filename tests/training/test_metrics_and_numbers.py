@@ -39,10 +39,9 @@ class NumberedMatch(FixMatchForPreTraining):
 
     needs_index = True
 
-    def __init__(self, config: NumberedConfig):
-        super().__init__(config)
+    def add_parts(self, config: NumberedConfig) -> None:
+        super().add_parts(config)
         self.seen = nn.Buffer(torch.zeros(config.num_examples, dtype=torch.int64))
-        self.post_init()
 
     def targets(self, logits: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         assert index is not None

@@ -60,12 +60,13 @@ class SSLCLIPForPreTraining(SSLModel):
     config: SSLCLIPConfig
     processor_class = SSLCLIPImageProcessor
     input_modalities = ("image", "text")
+    reads = "texts"
+    publishes = "two_towers"
     paper = Paper(
         name="CLIP",
         title="Learning Transferable Visual Models From Natural Language Supervision",
         arxiv="2103.00020",
         bibtex="radford2021clip",
-        family="image_text",
         authors=(
             "Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel"
             " and Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela"
@@ -81,10 +82,6 @@ class SSLCLIPForPreTraining(SSLModel):
         "optim": "adamw_torch_fused", "base_learning_rate": 5e-4, "weight_decay": 0.2, "adam_beta2": 0.98,
         "adam_epsilon": 1e-6, "warmup_steps": 0.1, "per_device_train_batch_size": 256, "num_train_epochs": 32,
     }  # fmt: skip
-
-    def __init__(self, config: SSLCLIPConfig):
-        super().__init__(config)
-        self.post_init()
 
     def build_backbone(self, config: PreTrainedConfig) -> PreTrainedModel:
         if isinstance(config, VisionTextDualEncoderConfig):

@@ -15,8 +15,8 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ...distributed import sum_with_grad, world_size
-from ...joint_embedding import JointEmbeddingModel
-from ...modeling import MultiViewConfig, Paper
+from ...modeling import Paper
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -43,7 +43,7 @@ class BarlowTwinsImageProcessor(SSLImageProcessor):
     views: ClassVar = presets.BYOL
 
 
-class BarlowTwinsForPreTraining(JointEmbeddingModel):
+class BarlowTwinsForPreTraining(MultiViewModel):
     """Backbone → projector → cross-correlation of the two views, each normalised over the global batch."""
 
     config: BarlowTwinsConfig
@@ -52,7 +52,6 @@ class BarlowTwinsForPreTraining(JointEmbeddingModel):
         title="Barlow Twins: Self-Supervised Learning via Redundancy Reduction",
         arxiv="2103.03230",
         bibtex="zbontar2021barlow",
-        family="joint_embedding",
         authors="Zbontar, Jure and Jing, Li and Misra, Ishan and LeCun, Yann and Deny, Stéphane",
         teaches="each dimension agrees across two views and with no other dimension",
     )
@@ -64,10 +63,8 @@ class BarlowTwinsForPreTraining(JointEmbeddingModel):
         "warmup_steps": 0.1, "per_device_train_batch_size": 256, "num_train_epochs": 100,
     }  # fmt: skip
 
-    def __init__(self, config: BarlowTwinsConfig):
-        super().__init__(config)
+    def add_parts(self, config: BarlowTwinsConfig) -> None:
         self.projector = self.make_projector(config.num_layers, last_bias=False)
-        self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = self.project(self.projector, embeddings, len(pixel_values)).chunk(2)

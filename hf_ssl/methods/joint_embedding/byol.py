@@ -13,9 +13,9 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ...heads import MLPHead
-from ...joint_embedding import TeacherModel
 from ...losses import negative_cosine, spread
-from ...modeling import MultiViewConfig, Paper
+from ...modeling import Paper
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -38,16 +38,16 @@ class BYOLImageProcessor(SSLImageProcessor):
     views = presets.BYOL
 
 
-class BYOLForPreTraining(TeacherModel):
+class BYOLForPreTraining(MultiViewModel):
     """Backbone → projector → predictor against the teacher's backbone → projector of the other view."""
 
     config: BYOLConfig
+    followed = ("backbone", "projector")
     paper = Paper(
         name="BYOL",
         title="Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning",
         arxiv="2006.07733",
         bibtex="grill2020byol",
-        family="joint_embedding",
         authors=(
             "Grill, Jean-Bastien and Strub, Florian and Altché, Florent and Tallec, Corentin and Richemond, Pierre H."
             " and Buchatskaya, Elena and Doersch, Carl and Pires, Bernardo Avila and Guo, Zhaohan Daniel and"
@@ -62,13 +62,11 @@ class BYOLForPreTraining(TeacherModel):
         "per_device_train_batch_size": 256, "num_train_epochs": 300,
     }  # fmt: skip
 
-    def __init__(self, config: BYOLConfig):
-        super().__init__(config)
+    def add_parts(self, config: BYOLConfig) -> None:
         width = config.projection_dim
         self.projector = self.make_projector(last_bias=False)
         self.predictor = MLPHead([width, config.hidden_dim, width], last_bias=False)
         self.add_teacher()
-        self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         batch = len(pixel_values)

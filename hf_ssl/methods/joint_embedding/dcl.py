@@ -12,9 +12,9 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ... import distributed
-from ...joint_embedding import JointEmbeddingModel
 from ...losses import contrastive_logits
-from ...modeling import MultiViewConfig, Paper
+from ...modeling import Paper
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -43,7 +43,7 @@ class DCLImageProcessor(SSLImageProcessor):
     views = presets.SIMCLR
 
 
-class DCLForPreTraining(JointEmbeddingModel):
+class DCLForPreTraining(MultiViewModel):
     """Backbone → SimCLR's projector → decoupled contrastive loss over the global batch."""
 
     config: DCLConfig
@@ -52,7 +52,6 @@ class DCLForPreTraining(JointEmbeddingModel):
         title="Decoupled Contrastive Learning",
         arxiv="2110.06848",
         bibtex="yeh2022dcl",
-        family="joint_embedding",
         authors=(
             "Yeh, Chun-Hsiao and Hong, Cheng-Yao and Hsu, Yen-Chi and Liu, Tyng-Luh and Chen, Yubei and LeCun, Yann"
         ),
@@ -66,10 +65,8 @@ class DCLForPreTraining(JointEmbeddingModel):
         "per_device_train_batch_size": 256, "num_train_epochs": 200,
     }  # fmt: skip
 
-    def __init__(self, config: DCLConfig):
-        super().__init__(config)
+    def add_parts(self, config: DCLConfig) -> None:
         self.projector = self.make_projector(last_norm="scale", last_bias=False)
-        self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config

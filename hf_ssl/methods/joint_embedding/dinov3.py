@@ -22,16 +22,16 @@ from ... import backbones, schedules
 from ...losses import gram_loss
 from ...modeling import Paper, SSLOutput
 from ...momentum import Snapshot
-from ...patch_distillation import Masks, PatchDistillationConfig, PatchDistillationModel
 from ...processing import SSLImageProcessor, presets
+from .dinov2 import Masks, SSLDINOv2Config, SSLDINOv2ForPreTraining
 
 
 @strict
-class SSLDINOv3Config(PatchDistillationConfig):
+class SSLDINOv3Config(SSLDINOv2Config):
     """gram_weight: of the Gram loss; 0, the first stage, has no Gram teacher. It is reached linearly in the share
     gram_warmup of the run. The Gram teacher is the EMA teacher of the start, taken anew every gram_every optimiser
     steps, gram_updates times at most. The published second stage: weight 2, learning rate 3e-5, teacher_momentum .999,
-    local_weight .5. The rest: PatchDistillationConfig."""
+    local_weight .5. The rest: SSLDINOv2Config."""
 
     model_type = "ssl_dinov3"
 
@@ -56,8 +56,8 @@ class SSLDINOv3ImageProcessor(SSLImageProcessor):
     views = presets.DINOV3
 
 
-class SSLDINOv3ForPreTraining(PatchDistillationModel):
-    """``PatchDistillationModel`` with plain prototypes, plus gram_weight · the Gram loss of the large crops."""
+class SSLDINOv3ForPreTraining(SSLDINOv2ForPreTraining):
+    """``SSLDINOv2ForPreTraining`` with plain prototypes, plus gram_weight · the Gram loss of the large crops."""
 
     config: SSLDINOv3Config
     weight_norm = False
@@ -66,7 +66,6 @@ class SSLDINOv3ForPreTraining(PatchDistillationModel):
         title="DINOv3",
         arxiv="2508.10104",
         bibtex="simeoni2025dinov3",
-        family="joint_embedding",
         authors=(
             "Siméoni, Oriane and Vo, Huy V. and Seitzer, Maximilian and Baldassarre, Federico and Oquab, Maxime"
             " and others"
@@ -82,11 +81,10 @@ class SSLDINOv3ForPreTraining(PatchDistillationModel):
         "clip_grad_per_module": 30.0, "per_device_train_batch_size": 64, "num_train_epochs": 100,
     }  # fmt: skip
 
-    def __init__(self, config: SSLDINOv3Config):
-        super().__init__(config)
+    def add_parts(self, config: SSLDINOv3Config) -> None:  # type: ignore[override]
+        super().add_parts(config)
         if config.gram_weight:
             self.gram = Snapshot(self.teacher_backbone, config.gram_every, config.gram_updates)
-        self.post_init()
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         if self.config.gram_weight:
@@ -104,8 +102,7 @@ class SSLDINOv3ForPreTraining(PatchDistillationModel):
         masks: Masks | None = None,
         gram_pixel_values: Tensor | None = None,
     ) -> SSLOutput:
-        """As ``PatchDistillationModel``; gram_pixel_values: (B, 2, C, H', W') the large crops as the Gram teacher sees
-        them, at any size."""
+        """As DINOv2; gram_pixel_values: (B, 2, C, H', W') large crops, of any size, as the Gram teacher sees them."""
         loss, student, metrics = self.distil(pixel_values, local_pixel_values, masks)
         if self.config.gram_weight:
             seen = pixel_values if gram_pixel_values is None else gram_pixel_values

@@ -15,14 +15,14 @@ from torch import Tensor
 from ...backbones import feature_dim
 from ...heads import PatchesHead
 from ...modeling import Paper, SSLOutput
-from ...momentum_contrast import MomentumContrastConfig, MomentumContrastModel
 from ...processing import SSLImageProcessor, presets
+from .moco import MoCoConfig, MoCoForPreTraining
 
 
 @strict
-class InfoMinConfig(MomentumContrastConfig):
+class InfoMinConfig(MoCoConfig):
     """temperature: .15. patch_weight: λ of the patches' loss, the view's own has 1 − λ. num_patches: cells of the
-    processor's grid. The rest: ``MomentumContrastConfig``."""
+    processor's grid. The rest: ``MoCoConfig``."""
 
     model_type = "ssl_infomin"
 
@@ -49,7 +49,7 @@ class InfoMinImageProcessor(SSLImageProcessor):
     ]  # fmt: skip
 
 
-class InfoMinForPreTraining(MomentumContrastModel):
+class InfoMinForPreTraining(MoCoForPreTraining):
     """As MoCo's model; the patches' joint query meets the same key and the same queue."""
 
     config: InfoMinConfig
@@ -58,24 +58,17 @@ class InfoMinForPreTraining(MomentumContrastModel):
         title="What Makes for Good Views for Contrastive Learning?",
         arxiv="2005.10243",
         bibtex="tian2020infomin",
-        family="joint_embedding",
         authors=(
             "Tian, Yonglong and Sun, Chen and Poole, Ben and Krishnan, Dilip and Schmid, Cordelia and Isola, Phillip"
         ),
         teaches="strong views and shuffled patches find one key among older keys",
     )
     processor_class = InfoMinImageProcessor
-    lr_scaling = ("linear", 256)
-    default_arguments: ClassVar = {
-        "optim": "sgd_momentum", "base_learning_rate": 0.03, "weight_decay": 1e-4, "per_device_train_batch_size": 256,
-        "num_train_epochs": 200,
-    }  # fmt: skip
 
-    def __init__(self, config: InfoMinConfig):
-        super().__init__(config)
+    def add_parts(self, config: InfoMinConfig) -> None:  # type: ignore[override]
+        super().add_parts(config)
         dim = feature_dim(self.backbone)
         self.patch_head = PatchesHead(dim, config.hidden_dim or dim, config.projection_dim, config.num_patches)
-        self.post_init()
 
     def losses(self, pixel_values: Tensor, patch_pixel_values: Tensor | None = None) -> SSLOutput:
         """pixel_values: (B, 2, C, H, W), query view and key view, and patch_pixel_values: (B, P, C, h, w)."""

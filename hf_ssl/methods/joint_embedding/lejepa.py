@@ -18,8 +18,8 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ...distributed import step_normal, sum_with_grad, world_size
-from ...joint_embedding import JointEmbeddingModel
-from ...modeling import MultiViewConfig, Paper, SSLOutput
+from ...modeling import Paper, SSLOutput
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -61,7 +61,7 @@ class LeJEPAImageProcessor(SSLImageProcessor):
     ]  # fmt: skip
 
 
-class LeJEPAForPreTraining(JointEmbeddingModel):
+class LeJEPAForPreTraining(MultiViewModel):
     """Backbone → projector → agreement of all views with the mean of the large ones, and SIGReg of each view."""
 
     config: LeJEPAConfig
@@ -71,7 +71,6 @@ class LeJEPAForPreTraining(JointEmbeddingModel):
         title="LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics",
         arxiv="2511.08544",
         bibtex="balestriero2025lejepa",
-        family="joint_embedding",
         authors="Balestriero, Randall and LeCun, Yann",
         teaches="views agree while embeddings are an isotropic Gaussian in every direction",
     )
@@ -84,10 +83,8 @@ class LeJEPAForPreTraining(JointEmbeddingModel):
         "warmup_steps": 0.1, "per_device_train_batch_size": 128, "num_train_epochs": 100,
     }  # fmt: skip
 
-    def __init__(self, config: LeJEPAConfig):
-        super().__init__(config)
+    def add_parts(self, config: LeJEPAConfig) -> None:
         self.projector = self.make_projector(config.num_layers, hidden_bias=True)
-        self.post_init()
 
     def losses(self, pixel_values: Tensor, local_pixel_values: Tensor | None = None) -> SSLOutput:
         """pixel_values: (B, 2, C, H, W) large crops; local_pixel_values: (B, V, C, h, w)."""

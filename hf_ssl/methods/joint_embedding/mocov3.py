@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ... import backbones, distributed, heads
-from ...joint_embedding import TeacherModel
 from ...losses import choice_loss, similarities
-from ...modeling import MultiViewConfig, Paper
+from ...modeling import Paper
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -47,16 +47,16 @@ class MoCoV3ImageProcessor(SSLImageProcessor):
     views = presets.BYOL
 
 
-class MoCoV3ForPreTraining(TeacherModel):
+class MoCoV3ForPreTraining(MultiViewModel):
     """Backbone → projector → predictor against the momentum encoder's backbone → projector, in both directions."""
 
     config: MoCoV3Config
+    followed = ("backbone", "projector")
     paper = Paper(
         name="MoCo v3",
         title="An Empirical Study of Training Self-Supervised Vision Transformers",
         arxiv="2104.02057",
         bibtex="chen2021mocov3",
-        family="joint_embedding",
         authors="Chen, Xinlei and Xie, Saining and He, Kaiming",
         teaches="each view predicts the momentum encoder's key of the other",
     )
@@ -69,15 +69,13 @@ class MoCoV3ForPreTraining(TeacherModel):
         "max_grad_norm": 0.0, "per_device_train_batch_size": 256, "num_train_epochs": 300,
     }  # fmt: skip
 
-    def __init__(self, config: MoCoV3Config):
-        super().__init__(config)
+    def add_parts(self, config: MoCoV3Config) -> None:
         patches = backbones.patch_projection(self.backbone) is not None
         layers, out = config.num_layers or (3 if patches else 2), config.projection_dim
         self.projector = self.make_projector(layers, last_norm="plain", last_bias=False)
         last = "plain" if patches else None
         self.predictor = heads.MLPHead([out, config.hidden_dim, out], last_norm=last, last_bias=False)
         self.add_teacher()
-        self.post_init()
 
     def _positions(self) -> nn.Parameter | None:
         """The backbone's table of positions, (1, prefix + N, D); None where it has none, or is to learn it."""

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ... import distributed
 from ...heads import MLPHead
-from ...joint_embedding import JointEmbeddingModel
 from ...losses import choice_loss, similarities
 from ...memory import FeatureQueue
-from ...modeling import MultiViewConfig, Paper
+from ...modeling import Paper
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -45,7 +45,7 @@ class NNCLRImageProcessor(SSLImageProcessor):
     views = presets.SIMCLR
 
 
-class NNCLRForPreTraining(JointEmbeddingModel):
+class NNCLRForPreTraining(MultiViewModel):
     """Backbone → projector → nearest neighbours in the queue, matched by the other view's predictor output."""
 
     config: NNCLRConfig
@@ -54,7 +54,6 @@ class NNCLRForPreTraining(JointEmbeddingModel):
         title="With a Little Help from My Friends: Nearest-Neighbor Contrastive Learning of Visual Representations",
         arxiv="2104.14548",
         bibtex="dwibedi2021nnclr",
-        family="joint_embedding",
         authors=(
             "Dwibedi, Debidatta and Aytar, Yusuf and Tompson, Jonathan and Sermanet, Pierre and Zisserman, Andrew"
         ),
@@ -68,13 +67,11 @@ class NNCLRForPreTraining(JointEmbeddingModel):
         "per_device_train_batch_size": 256, "num_train_epochs": 1000,
     }  # fmt: skip
 
-    def __init__(self, config: NNCLRConfig):
-        super().__init__(config)
+    def add_parts(self, config: NNCLRConfig) -> None:
         c = config
         self.projector = self.make_projector(3, last_norm="affine", last_bias=False)
         self.predictor = MLPHead([c.projection_dim, c.predictor_hidden_dim, c.projection_dim])
         self.queue = FeatureQueue(c.queue_size, c.projection_dim)
-        self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         batch = len(pixel_values)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ... import backbones, distributed
 from ...heads import MLPHead
-from ...joint_embedding import TeacherModel
 from ...losses import target_entropies
 from ...memory import Center, FeatureQueue
-from ...modeling import MultiViewConfig, Paper, SSLOutput
+from ...modeling import Paper, SSLOutput
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -63,7 +63,7 @@ class OBoWImageProcessor(SSLImageProcessor):
     ]
 
 
-class OBoWForPreTraining(TeacherModel):
+class OBoWForPreTraining(MultiViewModel):
     """Student backbone · weights generated from the vocabulary ↔ bag of words of the teacher's feature maps."""
 
     config: OBoWConfig
@@ -76,7 +76,6 @@ class OBoWForPreTraining(TeacherModel):
         title="OBoW: Online Bag-of-Visual-Words Generation for Self-Supervised Learning",
         arxiv="2012.11552",
         bibtex="gidaris2021obow",
-        family="joint_embedding",
         authors=(
             "Gidaris, Spyros and Bursuc, Andrei and Puy, Gilles and Komodakis, Nikos and Cord, Matthieu"
             " and Pérez, Patrick"
@@ -89,8 +88,7 @@ class OBoWForPreTraining(TeacherModel):
         "warmup_steps": 0.05, "per_device_train_batch_size": 64, "num_train_epochs": 200,
     }  # fmt: skip
 
-    def __init__(self, config: OBoWConfig):
-        super().__init__(config)
+    def add_parts(self, config: OBoWConfig) -> None:
         dim = backbones.feature_dim(self.backbone)
         stages = getattr(self.backbone.config, "hidden_sizes", None)
         self.levels = config.levels or [-2, -1]
@@ -99,7 +97,6 @@ class OBoWForPreTraining(TeacherModel):
         self.generators = nn.ModuleList(MLPHead([width, 2 * dim, dim]) for width in widths)
         self.nearest = Center(len(widths))  # mean squared distance of a local feature to its nearest word, per level
         self.add_teacher()
-        self.post_init()
 
     def losses(
         self,

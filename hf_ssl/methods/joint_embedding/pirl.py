@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ...backbones import feature_dim
 from ...heads import PatchesHead
-from ...instance_discrimination import InstanceConfig, InstanceModel
 from ...modeling import Paper, SSLOutput
 from ...processing import SSLImageProcessor, presets
+from .instdisc import InstDiscConfig, InstDiscForPreTraining
 
 
 @strict
-class PIRLConfig(InstanceConfig):
+class PIRLConfig(InstDiscConfig):
     """nce_negatives: 32000 in the paper. patch_weight: λ of the patches' loss, the image's own has 1 − λ. num_patches:
     cells of the processor's grid. hidden_dim: None for linear heads; a width makes the image's and each patch's
     two-layer, as in PyContrast, which takes ``criterion="cross_entropy"`` and temperature .1 with them."""
@@ -48,7 +48,7 @@ class PIRLImageProcessor(SSLImageProcessor):
     ]
 
 
-class PIRLForPreTraining(InstanceModel):
+class PIRLForPreTraining(InstDiscForPreTraining):
     """Backbone → head for the image; for the patches a head each, side by side, then a linear layer; the bank learns
     from the image alone."""
 
@@ -58,7 +58,6 @@ class PIRLForPreTraining(InstanceModel):
         title="Self-Supervised Learning of Pretext-Invariant Representations",
         arxiv="1912.01991",
         bibtex="misra2020pirl",
-        family="joint_embedding",
         authors="Misra, Ishan and van der Maaten, Laurens",
         teaches="shuffled patches of an image match the image",
     )
@@ -69,14 +68,12 @@ class PIRLForPreTraining(InstanceModel):
         "weight_decay": 1e-4, "per_device_train_batch_size": 256, "num_train_epochs": 800,
     }  # fmt: skip
 
-    def __init__(self, config: PIRLConfig):
-        super().__init__(config)
+    def add_parts(self, config: PIRLConfig) -> None:
         layers = 1 if config.hidden_dim is None else 2
         self.projector = self.make_projector(layers, hidden_norm=False, hidden_bias=True)
         dim = feature_dim(self.backbone)
         self.patch_head = PatchesHead(dim, config.hidden_dim, config.projection_dim, config.num_patches)
         self.add_bank()
-        self.post_init()
 
     def losses(
         self, pixel_values: Tensor, patch_pixel_values: Tensor | None = None, index: Tensor | None = None

@@ -12,17 +12,19 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ...masked_siamese import MaskedSiameseConfig, MaskedSiameseModel
 from ...modeling import Paper
 from ...processing import SSLImageProcessor, presets
+from .msn import MSNConfig, MSNForPreTraining
 
 
 @strict
-class PMSNConfig(MaskedSiameseConfig):
-    """exponent: τ of the prior, prototype k is to be used in proportion to k^−τ; 0 is MSN's uniform prior."""
+class PMSNConfig(MSNConfig):
+    """exponent: τ of the prior, prototype k is to be used in proportion to k^−τ; 0 is MSN's uniform prior.
+    sinkhorn_iterations: 0, for Sinkhorn would make the prototypes' use even. The rest: ``MSNConfig``."""
 
     model_type = "ssl_pmsn"
 
+    sinkhorn_iterations: int = 0
     exponent: float | int = 0.25
 
 
@@ -32,7 +34,7 @@ class PMSNImageProcessor(SSLImageProcessor):
     views: ClassVar = presets.MSN
 
 
-class PMSNForPreTraining(MaskedSiameseModel):
+class PMSNForPreTraining(MSNForPreTraining):
     """The prior over the prototypes is a power law; the loss has KL(mean prediction ‖ prior), in this direction."""
 
     config: PMSNConfig
@@ -41,7 +43,6 @@ class PMSNForPreTraining(MaskedSiameseModel):
         title="The Hidden Uniform Cluster Prior in Self-Supervised Learning",
         arxiv="2210.07277",
         bibtex="assran2022pmsn",
-        family="joint_embedding",
         authors=(
             "Assran, Mahmoud and Balestriero, Randall and Duval, Quentin and Bordes, Florian and Misra, Ishan"
             " and Bojanowski, Piotr and Vincent, Pascal and Rabbat, Michael and Ballas, Nicolas"
@@ -49,13 +50,6 @@ class PMSNForPreTraining(MaskedSiameseModel):
         teaches="clusters follow the frequencies that a prior states, not even ones",
     )
     processor_class = PMSNImageProcessor
-    # The official cosines aim at lr 1e-6 and decay .4 after 1.25 times the run: these are their values where it ends.
-    # Its clip at 3 leaves the prototypes out; here they belong to the norm.
-    default_arguments = {
-        "optim": "adamw_torch_fused", "base_learning_rate": 1e-3, "min_learning_rate": 1e-4, "weight_decay": 0.04,
-        "weight_decay_end": 0.37, "warmup_steps": 0.02, "max_grad_norm": 3.0, "per_device_train_batch_size": 64,
-        "num_train_epochs": 800,
-    }  # fmt: skip
 
     def log_prior(self) -> Tensor:
         ranks = torch.arange(1, self.config.out_dim + 1, device=self.prototypes.device, dtype=torch.float32)

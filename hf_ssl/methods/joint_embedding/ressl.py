@@ -4,7 +4,7 @@ Teaches that how alike two images are is worth keeping, where contrastive method
 a teacher should see its image unspoilt. Details are those of the authors' code (mingkai-zheng/ReSSL at 277ab05).
 Siblings: MoCo is the same two encoders and queue with the own key as the one right answer; DINO's distributions are
 over learnt prototypes instead of images; NNCLR takes its positive from a queue. The teacher's BatchNorm follows the
-student's statistics in place of the authors' shuffling: ``hf_ssl.momentum_contrast``.
+student's statistics in place of the authors' shuffling: ``moco``.
 """
 
 from typing import ClassVar
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ...losses import hit_rate, similarities
 from ...modeling import Paper
-from ...momentum_contrast import MomentumContrastConfig, MomentumContrastModel
 from ...processing import SSLImageProcessor, presets
+from .moco import MoCoConfig, MoCoForPreTraining
 
 
 @strict
-class ReSSLConfig(MomentumContrastConfig):
+class ReSSLConfig(MoCoConfig):
     """temperature: the student's. teacher_temperature: lower, so that the target is the sharper one (0.04 to 0.05).
-    queue_size, teacher_momentum, projection_dim, hidden_dim, num_layers: ``MomentumContrastConfig``."""
+    queue_size, teacher_momentum, projection_dim, hidden_dim, num_layers: ``MoCoConfig``."""
 
     model_type = "ssl_ressl"
 
@@ -46,7 +46,7 @@ class ReSSLImageProcessor(SSLImageProcessor):
     ]  # fmt: skip
 
 
-class ReSSLForPreTraining(MomentumContrastModel):
+class ReSSLForPreTraining(MoCoForPreTraining):
     """Backbone → MLP head without BatchNorm → cross-entropy between two softmaxes over the queue; one direction."""
 
     config: ReSSLConfig
@@ -55,7 +55,6 @@ class ReSSLForPreTraining(MomentumContrastModel):
         title="ReSSL: Relational Self-Supervised Learning with Weak Augmentation",
         arxiv="2107.09282",
         bibtex="zheng2021ressl",
-        family="joint_embedding",
         authors=(
             "Zheng, Mingkai and You, Shan and Wang, Fei and Qian, Chen and Zhang, Changshui and Wang, Xiaogang"
             " and Xu, Chang"
@@ -68,10 +67,6 @@ class ReSSLForPreTraining(MomentumContrastModel):
         "optim": "sgd_momentum", "momentum": 0.9, "base_learning_rate": 0.05, "weight_decay": 1e-4,
         "warmup_steps": 0.025, "per_device_train_batch_size": 256, "num_train_epochs": 200,
     }  # fmt: skip
-
-    def __init__(self, config: ReSSLConfig):
-        super().__init__(config)
-        self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         queries = F.normalize(self.projector(embeddings).float(), dim=1)

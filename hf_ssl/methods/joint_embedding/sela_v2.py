@@ -13,20 +13,24 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ... import distributed
-from ...clustering import BankClusterModel, BankConfig
 from ...modeling import Paper
 from ...processing import SSLImageProcessor, presets
+from .deepcluster_v2 import DeepClusterV2ForPreTraining
+from .swav import ClusterConfig
 
 
 @strict
-class SeLaV2Config(BankConfig):
-    """epsilon, sinkhorn_iterations: smoothness (1/λ of SeLa, λ = 25) and number of scalings of the assignment."""
+class SeLaV2Config(ClusterConfig):
+    """epsilon, sinkhorn_iterations: smoothness (1/λ of SeLa, λ = 25) and number of scalings of the assignment.
+    heads, num_examples: as ``DeepClusterV2Config``'s. The rest: ``ClusterConfig``."""
 
     model_type = "ssl_sela_v2"
 
+    heads: int = 3
+    num_examples: int | None = None
     epsilon: float | int = 0.04
     sinkhorn_iterations: int = 50
-    limits = {"epsilon": "(0, inf)"}
+    limits = {"num_examples": "[1, inf)", "heads": "[1, inf)", "epsilon": "(0, inf)"}
 
 
 class SeLaV2ImageProcessor(SSLImageProcessor):
@@ -35,8 +39,9 @@ class SeLaV2ImageProcessor(SSLImageProcessor):
     views = presets.SWAV
 
 
-class SeLaV2ForPreTraining(BankClusterModel):
-    """Sinkhorn over the whole bank per head, against prototypes that the gradient trains."""
+class SeLaV2ForPreTraining(DeepClusterV2ForPreTraining):
+    """As DeepCluster v2's model, but ``cluster`` is Sinkhorn over the whole bank per head, against prototypes that the
+    gradient trains."""
 
     config: SeLaV2Config
     processor_class = SeLaV2ImageProcessor
@@ -45,7 +50,6 @@ class SeLaV2ForPreTraining(BankClusterModel):
         title="Self-labelling via simultaneous clustering and representation learning",
         arxiv="1911.05371",
         bibtex="asano2020sela",
-        family="joint_embedding",
         authors="Asano, Yuki Markus and Rupprecht, Christian and Vedaldi, Andrea",
         teaches="crops predict a label that all images share out equally",
     )

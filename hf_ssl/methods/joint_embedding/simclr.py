@@ -10,9 +10,9 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ...joint_embedding import JointEmbeddingModel
 from ...losses import nt_xent
-from ...modeling import MultiViewConfig, Paper
+from ...modeling import Paper
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -36,7 +36,7 @@ class SimCLRImageProcessor(SSLImageProcessor):
     views = presets.SIMCLR
 
 
-class SimCLRForPreTraining(JointEmbeddingModel):
+class SimCLRForPreTraining(MultiViewModel):
     """Backbone → projector (hidden BatchNorm, last BatchNorm without shift) → NT-Xent over the global batch."""
 
     config: SimCLRConfig
@@ -45,7 +45,6 @@ class SimCLRForPreTraining(JointEmbeddingModel):
         title="A Simple Framework for Contrastive Learning of Visual Representations",
         arxiv="2002.05709",
         bibtex="chen2020simclr",
-        family="joint_embedding",
         authors="Chen, Ting and Kornblith, Simon and Norouzi, Mohammad and Hinton, Geoffrey",
         teaches="two views of an image attract, all other images repel",
     )
@@ -57,10 +56,8 @@ class SimCLRForPreTraining(JointEmbeddingModel):
         "per_device_train_batch_size": 256, "num_train_epochs": 100,
     }  # fmt: skip
 
-    def __init__(self, config: SimCLRConfig):
-        super().__init__(config)
+    def add_parts(self, config: SimCLRConfig) -> None:
         self.projector = self.make_projector(config.num_layers, last_norm="scale", last_bias=False)
-        self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = self.project(self.projector, embeddings, len(pixel_values)).chunk(2)

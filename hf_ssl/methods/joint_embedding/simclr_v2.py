@@ -6,7 +6,6 @@ are ours. The encoder's BatchNorm is averaged as its weights are (see ``hf_ssl.m
 Siblings: SimCLR has two layers, no memory, and drops the head; MoCo has no negatives from the batch.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch.nn.functional as F
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ... import backbones
-from ...joint_embedding import TeacherModel
 from ...losses import nt_xent
 from ...memory import FeatureQueue
-from ...modeling import MultiViewConfig, Paper
+from ...modeling import Paper
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -65,16 +64,16 @@ class FirstLayerBackbone(nn.Module):
         return BaseModelOutputWithPooling(features[:, None], features)
 
 
-class SimCLRv2ForPreTraining(TeacherModel):
+class SimCLRv2ForPreTraining(MultiViewModel):
     """Backbone → three-layer projector → NT-Xent over the global batch, and over a memory where there is one."""
 
     config: SimCLRv2Config
+    followed = ("backbone", "projector")
     paper = Paper(
         name="SimCLR v2",
         title="Big Self-Supervised Models are Strong Semi-Supervised Learners",
         arxiv="2006.10029",
         bibtex="chen2020simclrv2",
-        family="joint_embedding",
         authors="Chen, Ting and Kornblith, Simon and Swersky, Kevin and Norouzi, Mohammad and Hinton, Geoffrey",
         teaches="a deeper head, whose first layer is kept for fine-tuning on few labels",
     )
@@ -87,17 +86,11 @@ class SimCLRv2ForPreTraining(TeacherModel):
         "per_device_train_batch_size": 256, "num_train_epochs": 100,
     }  # fmt: skip
 
-    def __init__(self, config: SimCLRv2Config):
-        super().__init__(config)
+    def add_parts(self, config: SimCLRv2Config) -> None:
         self.projector = self.make_projector(config.num_layers, last_norm="scale", last_bias=False)
         if config.memory_size:
             self.queue = FeatureQueue(config.memory_size, config.projection_dim)
             self.add_teacher()
-        self.post_init()
-
-    def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        if self.config.memory_size:
-            yield from super().teachers()
 
     def teacher_momentum(self, progress: float) -> float:
         return float(self.config.teacher_momentum)

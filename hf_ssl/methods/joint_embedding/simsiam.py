@@ -14,9 +14,9 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from ...heads import MLPHead
-from ...joint_embedding import JointEmbeddingModel
 from ...losses import negative_cosine, spread
-from ...modeling import MultiViewConfig, Paper
+from ...modeling import Paper
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -43,7 +43,7 @@ class SimSiamImageProcessor(SSLImageProcessor):
     views = presets.MOCO_V2
 
 
-class SimSiamForPreTraining(JointEmbeddingModel):
+class SimSiamForPreTraining(MultiViewModel):
     """Backbone → projector (BatchNorm after every layer, the last without weights) → bottleneck predictor."""
 
     config: SimSiamConfig
@@ -52,7 +52,6 @@ class SimSiamForPreTraining(JointEmbeddingModel):
         title="Exploring Simple Siamese Representation Learning",
         arxiv="2011.10566",
         bibtex="chen2020simsiam",
-        family="joint_embedding",
         authors="Chen, Xinlei and He, Kaiming",
         teaches="one view predicts the other; stopping its gradient is all that prevents collapse",
     )
@@ -63,11 +62,9 @@ class SimSiamForPreTraining(JointEmbeddingModel):
         "per_device_train_batch_size": 256, "num_train_epochs": 100,
     }  # fmt: skip
 
-    def __init__(self, config: SimSiamConfig):
-        super().__init__(config)
+    def add_parts(self, config: SimSiamConfig) -> None:
         self.projector = self.make_projector(config.num_layers, last_norm="plain", last_bias=False)
         self.predictor = MLPHead([config.projection_dim, config.bottleneck_dim, config.projection_dim])
-        self.post_init()
 
     def constant_rate_parameters(self) -> Iterator[nn.Parameter]:
         if self.config.fix_predictor_rate:

@@ -5,25 +5,53 @@ Siblings: DeepCluster v2 and SeLa v2 label the whole training set once per epoch
 an EMA teacher's head, centred where SwAV balances; SimCLR compares the features themselves.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import distributed
-from ...clustering import ClusterConfig, ClusterModel
+from ...heads import Prototypes, spare
 from ...losses import dino_loss, target_entropies
 from ...memory import FeatureQueue
-from ...modeling import Paper
+from ...modeling import Paper, SSLOutput
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
+
+SHARED_OUT = "the prototypes are shared out equally among the images of the batch"
+
+
+@strict
+class ClusterConfig(MultiViewConfig):
+    """What SwAV and the methods that label the whole training set have in common.
+
+    projection_dim, hidden_dim: widths of the projector (hidden_dim None = the backbone's feature width).
+    num_prototypes: K of each head. temperature: τ of the predictions. freeze_prototypes: share of the run before the
+    prototypes train. assigned_crops: clusters are those of the first so many crops; all crops predict them.
+    joint_batchnorm: True as in the official code: crops of one size share statistics, all do in the projector."""
+
+    projection_dim: int = 128
+    hidden_dim: int | None = None
+    num_prototypes: int = 3000
+    temperature: float | int = 0.1
+    freeze_prototypes: float | int = 0.00125
+    assigned_crops: int = 2
+    limits = {"num_prototypes": "[1, inf)", "freeze_prototypes": "[0, 1]"}
+
+    def __post_init__(self, **kwargs):
+        if self.assigned_crops not in (1, 2):
+            raise ValueError(
+                f"assigned_crops must be 1 or 2, for there are two large crops; got {self.assigned_crops}"
+            )
+        super().__post_init__(**kwargs)
 
 
 @strict
 class SwAVConfig(ClusterConfig):
     """epsilon, sinkhorn_iterations: smoothness and number of scalings of the assignment. queue_size: earlier images
     whose embeddings make up for a small batch in it, 0 for none (4096 images a batch need none). queue_start: share of
-    the run before a full queue takes part. freeze_prototypes: share of the run before the prototypes train."""
+    the run before a full queue takes part. The rest: ``ClusterConfig``."""
 
     model_type = "ssl_swav"
 
@@ -41,18 +69,21 @@ class SwAVImageProcessor(SSLImageProcessor):
     views = presets.SWAV
 
 
-class SwAVForPreTraining(ClusterModel):
-    """One head of prototypes; the queue remembers the large crops' embeddings, not their scores, and is scored by the
-    prototypes of today."""
+class SwAVForPreTraining(MultiViewModel):
+    """Backbone → projector → unit vectors → products with unit prototypes.
+
+    The queue remembers the large crops' embeddings, not their scores, and is scored by the prototypes of today.
+    """
 
     config: SwAVConfig
+    compares_images = SHARED_OUT
+    prototypes: Any  # nn.ModuleList types what it holds as Tensor | Module
     processor_class = SwAVImageProcessor
     paper = Paper(
         name="SwAV",
         title="Unsupervised Learning of Visual Features by Contrasting Cluster Assignments",
         arxiv="2006.09882",
         bibtex="caron2020swav",
-        family="joint_embedding",
         authors=(
             "Caron, Mathilde and Misra, Ishan and Mairal, Julien and Goyal, Priya and Bojanowski, Piotr"
             " and Joulin, Armand"
@@ -65,14 +96,23 @@ class SwAVForPreTraining(ClusterModel):
         "warmup_steps": 0, "per_device_train_batch_size": 64, "num_train_epochs": 200,
     }  # fmt: skip
 
-    def __init__(self, config: SwAVConfig):
-        super().__init__(config)
+    def add_parts(self, config: SwAVConfig) -> None:
+        self.projector = self.make_projector()
+        self.prototypes = nn.ModuleList([Prototypes(config.projection_dim, config.num_prototypes)])
         width = config.assigned_crops * config.projection_dim
         self.queue = FeatureQueue(config.queue_size, width) if config.queue_size else None
-        self.post_init()
 
-    def learn(self, rows: Tensor, index: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Swapped prediction (eq. 1): mean over pairs of an assigned crop and another one."""
+    def losses(self, pixel_values: Tensor, local_pixel_values: Tensor | None = None) -> SSLOutput:
+        """pixel_values: (B, 2, C, H, W) large crops; local_pixel_values: (B, V, C, h, w)."""
+        self.check_views(pixel_values)
+        rows, embeddings = self.unit_crops(pixel_values, local_pixel_values)
+        with torch.autocast(rows.device.type, enabled=False):  # similarities / τ need float32
+            loss, metrics = self.learn(rows)
+        return SSLOutput(loss, embeddings, metrics)
+
+    def learn(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Unit vectors (V, B, d) of all crops, the large ones first: the swapped prediction's loss (eq. 1), mean over
+        pairs of an assigned crop and another one, and what to log."""
         batch, large = rows.shape[1], rows.detach()[: self.config.assigned_crops]
         scores = self.prototypes[0](rows)  # (V, B, K)
         targets = self.assign(scores.detach()[: len(large)])
@@ -98,8 +138,11 @@ class SwAVForPreTraining(ClusterModel):
         found = [distributed.sinkhorn(crop, c.epsilon, c.sinkhorn_iterations) for crop in everything]
         return torch.stack(found)[:, : scores.shape[1]]
 
-    @torch.no_grad()
+    def before_optimizer_step(self, progress: float) -> None:
+        if progress < self.config.freeze_prototypes:
+            spare(self.prototypes)
+
     def update_state(self) -> None:
-        super().update_state()
+        self.prototypes[0].normalise()
         if self.queue is not None:
             self.queue.advance()

@@ -16,10 +16,10 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ...distributed import all_mean
-from ...joint_embedding import TeacherModel
 from ...losses import negative_cosine, spread
 from ...memory import Center
-from ...modeling import MultiViewConfig, Paper
+from ...modeling import Paper
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -44,10 +44,11 @@ class TiCoImageProcessor(SSLImageProcessor):
     views = presets.BYOL
 
 
-class TiCoForPreTraining(TeacherModel):
+class TiCoForPreTraining(MultiViewModel):
     """Backbone → projector, unit vectors: agreement with the teacher's of the other view, contrast to C."""
 
     config: TiCoConfig
+    followed = ("backbone", "projector")
     encoded = slice(0, 1)  # the second view is the teacher's
     paper = Paper(
         name="TiCo",
@@ -57,7 +58,6 @@ class TiCoForPreTraining(TeacherModel):
         ),
         arxiv="2206.10698",
         bibtex="zhu2022tico",
-        family="joint_embedding",
         authors=(
             "Zhu, Jiachen and Moraes, Rafael M. and Karakulak, Serkan and Sobol, Vlad and Canziani, Alfredo"
             " and LeCun, Yann"
@@ -71,12 +71,10 @@ class TiCoForPreTraining(TeacherModel):
         "per_device_train_batch_size": 256, "num_train_epochs": 100,
     }  # fmt: skip
 
-    def __init__(self, config: TiCoConfig):
-        super().__init__(config)
+    def add_parts(self, config: TiCoConfig) -> None:
         self.projector = self.make_projector()
         self.covariance = Center(config.projection_dim**2)  # C, row by row
         self.add_teacher()
-        self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         projections = self.projector(embeddings)

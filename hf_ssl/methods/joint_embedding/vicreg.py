@@ -14,9 +14,9 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ...joint_embedding import JointEmbeddingModel
 from ...losses import vicreg_sum, vicreg_terms
-from ...modeling import MultiViewConfig, Paper
+from ...modeling import Paper
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -42,7 +42,7 @@ class VICRegImageProcessor(SSLImageProcessor):
     views: ClassVar = presets.BYOL
 
 
-class VICRegForPreTraining(JointEmbeddingModel):
+class VICRegForPreTraining(MultiViewModel):
     """Backbone → expander → three terms; variance and covariance are those of the global batch."""
 
     config: VICRegConfig
@@ -51,7 +51,6 @@ class VICRegForPreTraining(JointEmbeddingModel):
         title="VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning",
         arxiv="2105.04906",
         bibtex="bardes2022vicreg",
-        family="joint_embedding",
         authors="Bardes, Adrien and Ponce, Jean and LeCun, Yann",
         teaches="views agree while every dimension varies and none repeats another",
     )
@@ -63,10 +62,8 @@ class VICRegForPreTraining(JointEmbeddingModel):
         "warmup_steps": 0.1, "per_device_train_batch_size": 256, "num_train_epochs": 100,
     }  # fmt: skip
 
-    def __init__(self, config: VICRegConfig):
-        super().__init__(config)
+    def add_parts(self, config: VICRegConfig) -> None:
         self.projector = self.make_projector(config.num_layers, hidden_bias=True, last_bias=False)
-        self.post_init()
 
     def objective(self, embeddings: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = self.project(self.projector, embeddings, len(pixel_values)).chunk(2)

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ...backbones import feature_dim, features_and_patches, over_views, patch_grid
 from ...heads import MLPHead
-from ...joint_embedding import JointEmbeddingModel
 from ...losses import variance_and_covariance, vicreg_sum, vicreg_terms
-from ...modeling import MultiViewConfig, Paper, SSLOutput
+from ...modeling import Paper, SSLOutput
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 
@@ -65,7 +65,7 @@ class VICRegLImageProcessor(SSLImageProcessor):
     views: ClassVar = presets.BYOL
 
 
-class VICRegLForPreTraining(JointEmbeddingModel):
+class VICRegLForPreTraining(MultiViewModel):
     """Backbone → expander (whole views) and map expander (places) → α · global + (1 − α) · local loss."""
 
     config: VICRegLConfig
@@ -75,7 +75,6 @@ class VICRegLForPreTraining(JointEmbeddingModel):
         title="VICRegL: Self-Supervised Learning of Local Visual Features",
         arxiv="2210.01571",
         bibtex="bardes2022vicregl",
-        family="joint_embedding",
         authors="Bardes, Adrien and Ponce, Jean and LeCun, Yann",
         teaches="places that two views share agree, as the views do",
     )
@@ -87,12 +86,10 @@ class VICRegLForPreTraining(JointEmbeddingModel):
         "warmup_steps": 0.1, "per_device_train_batch_size": 256, "num_train_epochs": 100,
     }  # fmt: skip
 
-    def __init__(self, config: VICRegLConfig):
-        super().__init__(config)
+    def add_parts(self, config: VICRegLConfig) -> None:
         dim = feature_dim(self.backbone)
         self.projector = self.make_projector(config.num_layers, hidden_bias=True, last_bias=False)
         self.map_projector = MLPHead([dim, *[config.map_dim] * 3], hidden_bias=True, last_bias=False)
-        self.post_init()
 
     def losses(
         self,

@@ -17,8 +17,8 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ...distributed import gather_with_grad, step_uniform, world_size
-from ...joint_embedding import JointEmbeddingModel
-from ...modeling import MultiViewConfig, Paper
+from ...modeling import Paper
+from ...multi_view import MultiViewConfig, MultiViewModel
 from ...processing import SSLImageProcessor, presets
 
 _FAINT = 1e-3  # share of the identity below which a covariance that lacks a direction has no factor in float32
@@ -64,7 +64,7 @@ class WMSEImageProcessor(SSLImageProcessor):
     ]  # fmt: skip
 
 
-class WMSEForPreTraining(JointEmbeddingModel):
+class WMSEForPreTraining(MultiViewModel):
     """Backbone → head → whitening of sub-batches, each view by itself → squared distance between positives."""
 
     config: WMSEConfig
@@ -74,7 +74,6 @@ class WMSEForPreTraining(JointEmbeddingModel):
         title="Whitening for Self-Supervised Representation Learning",
         arxiv="2007.06346",
         bibtex="ermolov2021whitening",
-        family="joint_embedding",
         authors="Ermolov, Aleksandr and Siarohin, Aliaksandr and Sangineto, Enver and Sebe, Nicu",
         teaches="positives attract in a space that whitening keeps spread out",
     )
@@ -86,10 +85,8 @@ class WMSEForPreTraining(JointEmbeddingModel):
         "per_device_train_batch_size": 256, "num_train_epochs": 200,
     }  # fmt: skip
 
-    def __init__(self, config: WMSEConfig):
-        super().__init__(config)
+    def add_parts(self, config: WMSEConfig) -> None:
         self.projector = self.make_projector(config.num_layers, hidden_bias=True)
-        self.post_init()
 
     def fewest_images(self) -> tuple[int, str]:
         c = self.config

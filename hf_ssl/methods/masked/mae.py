@@ -63,7 +63,6 @@ class MAEForPreTraining(SSLModel):
         title="Masked Autoencoders Are Scalable Vision Learners",
         arxiv="2111.06377",
         bibtex="he2022mae",
-        family="masked",
         authors="He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Dollár, Piotr and Girshick, Ross",
         teaches="a quarter of the patches predicts the pixels of the rest",
     )
@@ -76,8 +75,7 @@ class MAEForPreTraining(SSLModel):
         "warmup_steps": 0.05, "max_grad_norm": 0.0, "per_device_train_batch_size": 64, "num_train_epochs": 400,
     }  # fmt: skip
 
-    def __init__(self, config: MAEConfig):
-        super().__init__(config)
+    def add_parts(self, config: MAEConfig) -> None:
         backbones.make_maskable(self.backbone)
         self.patch = backbones.patch_size(self.backbone.config)
         height, width = backbones.image_size(self.backbone.config)
@@ -94,7 +92,6 @@ class MAEForPreTraining(SSLModel):
         pixels = self.patch**2 * self.backbone.config.num_channels
         self.decoder = heads.TransformerDecoder(width, pixels, decoder)
         self.decoder_positions = nn.Buffer(torch.zeros(1, 1 + self.grid[0] * self.grid[1], decoder.hidden_size))
-        self.post_init()
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         if self.config.fixed_positions:

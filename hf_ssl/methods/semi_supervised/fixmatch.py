@@ -68,7 +68,6 @@ class FixMatchForPreTraining(SemiSupervisedModel):
         title="FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence",
         arxiv="2001.07685",
         bibtex="sohn2020fixmatch",
-        family="semi_supervised",
         authors=(
             "Sohn, Kihyuk and Berthelot, David and Li, Chun-Liang and Zhang, Zizhao and Carlini, Nicholas"
             " and Cubuk, Ekin D. and Kurakin, Alex and Zhang, Han and Raffel, Colin"
@@ -83,12 +82,11 @@ class FixMatchForPreTraining(SemiSupervisedModel):
         "num_train_epochs": 100,
     }  # fmt: skip
 
-    def __init__(self, config: FixMatchConfig):
-        super().__init__(config)
+    def add_parts(self, config: FixMatchConfig) -> None:  # type: ignore[override]
+        super().add_parts(config)
         self.alignment: DistributionAlignment | None = None
         if config.alignment_momentum:
             self.alignment = DistributionAlignment(self.backbone.config.num_labels, config.alignment_momentum)
-        self.post_init()
 
     def supervised_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.alignment is not None and self.training:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_ssl import backbones, masks, schedules
+from hf_ssl.heads import spare
 from hf_ssl.losses import dino_loss, patch_loss
 from hf_ssl.memory import Center
 from hf_ssl.methods.joint_embedding.dinov2 import SSLDINOv2Config, SSLDINOv2ForPreTraining
@@ -269,8 +270,8 @@ def steps(case: Case) -> dict[str, Tensor]:
                 got[f"grad.step{step}.{name}"] = grad[0] if name == "backbone.masked_embed" else grad
         clip(parameters, official, c["clip_grad"])
         if epoch < c["freeze_last_layer"]:
-            model.head.spare_prototypes()
-            model._patch_head("").spare_prototypes()
+            spare(model.head.last_layer)
+            spare(model._patch_head("").last_layer)
         optimizer.step()
         for student, teacher in pairs:
             ema_update(student, teacher, momentum)

@@ -2,8 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_ssl.instance_discrimination import nce
-from hf_ssl.methods.joint_embedding.instdisc import InstDiscConfig, InstDiscForPreTraining
+from hf_ssl.methods.joint_embedding.instdisc import InstDiscConfig, InstDiscForPreTraining, nce
 from tests.golden.harness import Case, gradients, runner
 from tests.golden.runners.dino import small_vit
 

@@ -3,9 +3,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_ssl import distributed
-from hf_ssl.clustering import ClusterModel
 from hf_ssl.heads import Prototypes
 from hf_ssl.methods.joint_embedding.swav import SwAVConfig, SwAVForPreTraining
+from hf_ssl.multi_view import MultiViewModel
 from tests.contract.tiny import VIT
 from tests.golden.harness import Case, runner
 from tests.golden.ranks import on_ranks
@@ -20,7 +20,7 @@ def projector(case: Case) -> nn.Linear:
     return layer
 
 
-def set_prototypes(model: ClusterModel, weights: list[Tensor]) -> None:
+def set_prototypes(model: MultiViewModel, weights: list[Tensor]) -> None:
     heads = [Prototypes(weight.shape[1], weight.shape[0]) for weight in weights]
     for head, weight in zip(heads, weights, strict=True):
         head.load_state_dict({"weight": weight})

@@ -1,19 +1,35 @@
-"""What joint-embedding methods share: views through one backbone and its heads, and a teacher of the same parts."""
+"""Several views of an image through one backbone and its heads: what joint-embedding methods share."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from . import backbones, schedules
+from . import backbones
 from .heads import MLPHead
-from .modeling import MultiViewConfig, SSLModel, SSLOutput
-from .momentum import make_teacher
+from .modeling import SSLConfig, SSLModel, SSLOutput
 
 
-class JointEmbeddingModel(SSLModel):
+@strict
+class MultiViewConfig(SSLConfig):
+    """Base of methods that encode several views of an image in one step.
+
+    joint_batchnorm: True computes BatchNorm's statistics over all views of one size together, in one pass; False over
+    each view alone, in a pass of its own. Networks without BatchNorm (ViT) give the same either way, True is faster.
+    Each method's default is what its authors' code does.
+    """
+
+    joint_batchnorm: bool = True
+    limits = {
+        "projection_dim": "[1, inf)", "hidden_dim": "[1, inf)", "num_layers": "[1, inf)", "temperature": "(0, inf)",
+        "teacher_temperature": "(0, inf)", "teacher_momentum": "[0, 1]",
+    }  # fmt: skip
+
+
+class MultiViewModel(SSLModel):
     """Embeds one view, trains on several: ``objective`` is all that a method with the usual inputs adds.
 
     compared: the views that the loss compares; None is two or more. encoded: those that the student embeds, all unless
@@ -24,6 +40,7 @@ class JointEmbeddingModel(SSLModel):
     config: MultiViewConfig
     compared: ClassVar[int | None] = 2
     encoded: ClassVar[slice] = slice(None)
+    projector: Any
 
     def losses(self, pixel_values: Tensor) -> SSLOutput:
         """pixel_values: (B, V, C, H, W)."""
@@ -59,6 +76,13 @@ class JointEmbeddingModel(SSLModel):
         """As ``encode``, crops of two sizes, or large ones alone: those of one size share one pass."""
         return [self.encode(crops) for crops in (large, small) if crops is not None]
 
+    def unit_crops(self, large: Tensor, small: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Crops of two sizes -> unit vectors (V, B, d) of all after the projector, float32, large ones first; and the
+        embeddings (V·B, D) of the large ones."""
+        encoded, batch = self.encode_crops(large, small), len(large)
+        rows = F.normalize(self.project(self.projector, torch.cat(encoded), batch).float(), dim=1)
+        return rows.unflatten(0, (-1, batch)), encoded[0]
+
     def make_projector(self, layers: int = 2, **options: Any) -> MLPHead:
         """From the features to the config's ``projection_dim``, through ``hidden_dim`` (None: the features' width)."""
         config: Any = self.config
@@ -71,33 +95,9 @@ class JointEmbeddingModel(SSLModel):
             return head(rows)
         return torch.cat([head(view) for view in rows.split(batch)])
 
-
-class TeacherModel(JointEmbeddingModel):
-    """A student that follows an EMA teacher: ``add_teacher`` copies the parts named in ``followed``.
-
-    ``teach`` runs the first two of them, the backbone and its head. The config has ``teacher_momentum``; it rises to 1
-    along half a cosine unless a method says otherwise.
-    """
-
-    followed: tuple[str, ...] = ("backbone", "projector")
-    teacher_backbone: Any
-    teacher_projector: Any
-
-    def add_teacher(self) -> None:
-        """After all heads are made, before ``post_init``: ``teacher_<part>`` for each part."""
-        for part in self.followed:
-            setattr(self, f"teacher_{part}", make_teacher(getattr(self, part)))
-
-    def teachers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        for part in self.followed:
-            yield getattr(self, part), getattr(self, f"teacher_{part}")
-
-    def teacher_momentum(self, progress: float) -> float:
-        config: Any = self.config
-        return schedules.cosine(progress, config.teacher_momentum, 1.0)
-
     @torch.no_grad()
     def teach(self, views: Tensor) -> Tensor:
-        """(B, V, C, H, W) -> (V·B, d) float32: what the teacher's backbone and head say of the views."""
-        embeddings = self.encode(views, self.teacher_backbone)
-        return self.project(getattr(self, f"teacher_{self.followed[1]}"), embeddings, len(views)).float()
+        """(B, V, C, H, W) -> (V·B, d) float32, from the EMA teacher's backbone and head, the first two of
+        ``followed``."""
+        backbone, head = (getattr(self, f"teacher_{part}") for part in self.followed[:2])
+        return self.project(head, self.encode(views, backbone), len(views)).float()

@@ -6,20 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from hf_ssl.joint_embedding import JointEmbeddingModel, TeacherModel
-from hf_ssl.modeling import MultiViewConfig
+from hf_ssl.multi_view import MultiViewConfig, MultiViewModel
 from tests.contract.tiny import RESNET, VIT, batch, build
 
 
-class Pair(JointEmbeddingModel):
+class Pair(MultiViewModel):
     """A method that asks for nothing: its loss is the embeddings' mean."""
 
     config: MultiViewConfig
     paper = build("simclr").paper
-
-    def __init__(self, config: MultiViewConfig):
-        super().__init__(config)
-        self.post_init()
 
     def objective(self, embeddings, pixel_values):
         self.given = embeddings, pixel_values
@@ -103,7 +98,7 @@ def test_another_backbone_may_encode() -> None:
 
 def test_the_teacher_copies_what_is_followed_and_nothing_else() -> None:
     model = build("byol")
-    assert isinstance(model, TeacherModel) and model.followed == ("backbone", "projector")
+    assert model.followed == ("backbone", "projector")
     assert not hasattr(model, "teacher_predictor")
     for student, teacher in model.teachers():
         assert student is not teacher and not any(p.requires_grad for p in teacher.parameters())
