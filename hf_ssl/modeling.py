@@ -156,6 +156,7 @@ class SSLModel(PreTrainedModel):
     # True: ``losses`` takes ``index`` (B,), the images' row numbers; where there are labels, ``unlabeled_index``
     needs_index: ClassVar[bool] = False
     host_inputs: ClassVar[tuple[str, ...]] = ()  # what ``forward`` reads on the host: NumPy arrays in training
+    xavier: ClassVar[bool] = False  # whether the heads' linear layers start Xavier-uniform, not truncated normal
     start_left: ClassVar[float] = 0.05  # share of a random start above which ``average`` is not published
     followed: tuple[str, ...] = ()  # the parts that an EMA teacher copies: see ``add_teacher``
     teacher_buffers: bool = False  # True: EMA of BatchNorm's statistics as well (a teacher that never runs)
@@ -464,7 +465,7 @@ class SSLModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Heads, then (``module is self`` comes last) counters and teacher := student; loaded values stay."""
-        heads.init_head(module)
+        heads.init_head(module, xavier=self.xavier)
         if isinstance(module, memory.State):
             module.reset()
         if module is self:

@@ -69,6 +69,7 @@ class MAEForPreTraining(SSLModel):
     default_backbone = "vit-base"
     lr_scaling = ("linear", 256)
     masked_views = ("pixel_values",)
+    xavier = True
     can_collapse = False  # pixels are the target; a low rank of the class token is no sign of anything
     default_arguments: ClassVar = {
         "optim": "adamw_torch_fused", "base_learning_rate": 1.5e-4, "weight_decay": 0.05, "adam_beta2": 0.95,
@@ -158,7 +159,7 @@ class MAEForPreTraining(SSLModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        heads.init_head(module, xavier=True)
+        super()._init_weights(module)
         if module is not self:
             return
         for part in self.backbone.modules():  # Xavier as published: the native .02 is small for a narrow ViT
@@ -174,8 +175,6 @@ class MAEForPreTraining(SSLModel):
             fixed = backbones.sincos_2d(positions.shape[-1], self.grid, prefix=1)
             _check_positions(fixed)
             init.copy_(positions, fixed[None])
-        init.zeros_(self.step)
-        init.ones_(self.total_steps)
 
 
 def _draw_noise(rng: np.random.Generator, views: dict[str, np.ndarray], patch: int) -> dict[str, np.ndarray]:
