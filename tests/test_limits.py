@@ -11,13 +11,7 @@ from hf_ssl.cli.fields import UNKNOWN, config_flags, train_flags
 from hf_ssl.cli.flags import BadValue, convert
 from hf_ssl.cli.plan import OWN, plan_training
 from hf_ssl.methods import METHODS, load
-from hf_ssl.training.arguments import (
-    DataArguments,
-    LabelArguments,
-    ModelArguments,
-    SSLTrainingArguments,
-    TextArguments,
-)
+from hf_ssl.training import DataArguments, LabelArguments, ModelArguments, SSLTrainingArguments, TextArguments
 
 NUMBERS = ("int", "float")
 

@@ -13,7 +13,7 @@ import torch
 
 from hf_ssl import SSLTrainer, SSLTrainingArguments, evaluation, hub
 from hf_ssl.data import load_source
-from hf_ssl.data.labels import draw_labeled
+from hf_ssl.data.labels import LabeledImages, draw_labeled
 from hf_ssl.evaluation.report import write_report
 from hf_ssl.training import precision
 from hf_ssl.untouched import untouched
@@ -42,7 +42,7 @@ def make_trainer(name: str, source: Any, folder: Path, **arguments: Any) -> SSLT
     if name == "fixmatch":
         chosen, rows = draw_labeled(source, "group", per_class=2)
         backbone = {**backbone, "id2label": dict(enumerate(rows.names))}
-        labels = {"labeled_source": chosen, "labeled_rows": rows, "unlabeled_ratio": 2}
+        labels = {"labeled": LabeledImages(chosen, rows, 2)}
     defaults = {
         "per_device_train_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "report_to": [], "use_cpu": True,
         "disable_tqdm": True, "eval_images": 16,

@@ -138,7 +138,7 @@ def _flag(file: Source, item: ast.AnnAssign, group: str, documented: dict[str, s
     if not choices and kinds == ("str",) and (options := re.search(r"Options: ((?:'\w+',? ?)+)", text)):
         choices = tuple(re.findall(r"'(\w+)'", options[1]))
     text = " ".join(text.split())
-    if group in ("data", "labels", "text", "model", "training") and text:
+    if group not in ("method", "views") and text:
         text = text.rstrip(".") + "."  # transformers leaves it out here and there
     return Flag(name, kinds, default, text, group, optional or default is None, choices)
 
@@ -294,14 +294,13 @@ def method_views(method: str) -> list[dict[str, Any]]:
     return groups
 
 
-# Arguments that only one family of methods takes, and the group their flags belong to.
-_READS = {"labels": ("LabelArguments", "labels"), "texts": ("TextArguments", "text")}
-
-
-def family_flags(method: str) -> dict[str, Flag]:
-    """The fields of the arguments that belong to the method's family alone."""
-    name, group = _READS.get(stated(method, "reads"), ("", ""))
-    return class_flags(source(_PACKAGE / "training" / "arguments.py"), name, group) if name else {}
+def kind_flags(method: str) -> dict[str, Flag]:
+    """The flags of the kind of data that the method reads: of the one dataclass in its file named ...Arguments."""
+    reads = stated(method, "reads")
+    file = source(_PACKAGE / "training" / "kinds" / f"{reads}.py")
+    classes = [node.name for node in file.tree.body if isinstance(node, ast.ClassDef)]
+    own = [name for name in classes if name.endswith("Arguments")]
+    return class_flags(file, own[0], reads) if own else {}
 
 
 def config_flags(method: str) -> dict[str, Flag]:
@@ -347,9 +346,9 @@ def train_flags(method: str | None) -> dict[str, Flag]:
     training["resume_from_checkpoint"] = replace(training["resume_from_checkpoint"], kinds=("bool", "str"))
     data = class_flags(arguments, "DataArguments", "data")
     model = class_flags(arguments, "ModelArguments", "model")
-    own, family = (config_flags(method), family_flags(method)) if method else ({}, {})
+    own, kind = (config_flags(method), kind_flags(method)) if method else ({}, {})
     flags: dict[str, Flag] = {}
-    for group in (data, family, model, own, training, view_flags(method)):
+    for group in (data, kind, model, own, training, view_flags(method)):
         for name, flag in group.items():
             flags.setdefault(name, flag)  # num_channels is a field of the model and of the processor
     return flags

@@ -71,9 +71,8 @@ def train_help(method: str | None, everything: bool) -> str:
     lines = [f"usage: hf-ssl train {name} [recipe.yaml] --dataset SPEC --output_dir DIR [--flag value ...]", "", title]
     lines += ["", "A recipe is a YAML file of the same flags. Flags win over the recipe, the recipe over the paper."]
     lines += ["", "data", *flag_lines(groups["data"])]
-    for family in ("labels", "text"):
-        if family in groups:
-            lines += ["", family, *flag_lines(groups[family])]
+    for kind in groups.keys() - {"data", "model", "method", "views", "training"}:
+        lines += ["", kind, *flag_lines(groups[kind])]
     lines += ["", "model", *flag_lines(groups["model"])]
     if method:
         lines += ["", f"{method}'s own", *flag_lines(groups["method"])]

@@ -13,7 +13,7 @@ from ..methods import METHODS
 from ..spelling import nearest
 from ..training.levels import RIVALS, merge
 from .console import UsageError
-from .fields import Flag, config_flags, family_flags, train_flags
+from .fields import Flag, config_flags, kind_flags, stated, train_flags
 from .flags import parse
 from .recipes import default_recipe, read_recipe
 
@@ -54,6 +54,11 @@ class Plan:
         """The values of one group of flags: data, model, method, views or training."""
         flags = train_flags(self.method)
         return {key: value for key, value in self.values.items() if flags[key].group == name}
+
+    @property
+    def reads(self) -> str:
+        """The kind of data that the method reads; also the group of that kind's flags."""
+        return stated(self.method, "reads")
 
     def training(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """Training arguments: the method's `defaults`, then the recipe, then the flags."""
@@ -123,7 +128,7 @@ def other_methods_flags(method: str) -> dict[str, str]:
     mine = train_flags(method)
     owners: dict[str, list[str]] = {}
     for other in METHODS:
-        for name in (*config_flags(other), *family_flags(other)):
+        for name in (*config_flags(other), *kind_flags(other)):
             if name not in mine:
                 owners.setdefault(name, []).append(other)
     return {name: f"{_listed(others)}, not of {method}" for name, others in owners.items()}

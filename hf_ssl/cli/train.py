@@ -12,7 +12,7 @@ from . import tables
 from .console import CommandError, Stopped, command_line, is_main, masked, quiet, say
 from .faults import is_out_of_memory, largest
 from .launch import leave_processes, start_missing_processes
-from .pictures import Pictures, load_pictures
+from .pictures import Pictures, kind_arguments, load_pictures
 from .plan import Plan, check_dataset, plan_training
 from .publish import push
 from .replay import replay, replay_command
@@ -88,7 +88,7 @@ def _fitting_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        numbers = largest({**plan.group("method"), **plan.group("model"), **plan.group("text")})
+        numbers = largest({**plan.group("method"), **plan.group("model"), **plan.group(plan.reads)})
         raise CommandError(f"The model does not fit into the memory; its largest numbers are {numbers}.") from error
 
 
@@ -136,7 +136,7 @@ def _write_results(
 
 
 def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
-    from ..training.arguments import DataArguments, ModelArguments, SSLTrainingArguments, TextArguments
+    from ..training.arguments import DataArguments, ModelArguments, SSLTrainingArguments
     from ..training.build import build_method, default_arguments
     from ..training.checkpoints import last_complete_checkpoint
     from ..training.trainer import SSLTrainer
@@ -145,28 +145,27 @@ def build_trainer(plan: Plan, pictures: Pictures) -> SSLTrainer:
     resume = training.pop("resume_from_checkpoint", None)
     training["output_dir"] = str(plan.output_dir)
     training.setdefault("disable_tqdm", not is_main())
+    labeled = pictures.sources.labeled
     args = SSLTrainingArguments(**training)
     model, processor = build_method(
         plan.method,
-        pictures.train,
+        pictures.sources.train,
         ModelArguments(**plan.group("model")),
         plan.group("method"),
         plan.group("views"),
         seed=args.seed,
-        class_names=None if pictures.labeled_rows is None else pictures.labeled_rows.names,
-        text_args=TextArguments(**plan.group("text")),
+        class_names=None if labeled is None else labeled.rows.names,
+        kind_args=kind_arguments(plan),
         resume=last_complete_checkpoint(plan.output_dir) if resume is True else resume,
     )
     return SSLTrainer(
         model,
         args,
-        pictures.train,
+        pictures.sources.train,
         processor,
         *pictures.online,
         shuffle_buffer=DataArguments(**plan.group("data")).shuffle_buffer,
-        labeled_source=pictures.labeled,
-        labeled_rows=pictures.labeled_rows,
-        unlabeled_ratio=pictures.unlabeled_ratio,
+        labeled=labeled,
     )
 
 
@@ -196,13 +195,14 @@ def print_header(plan: Plan, trainer: SSLTrainer, pictures: Pictures) -> None:
     paper = trainer.method.paper
     count = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
     images = "a stream" if source.num_rows is None else f"{source.num_rows:,} images"
-    if (rows := trainer.labeled_rows) is not None:
+    if trainer.labeled is not None:
+        rows = trainer.labeled.rows
         images += f"; {len(rows.rows):,} labels of {len(rows.names)} classes ({rows.rule})"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     kind = "images"
-    if trainer.labeled_rows is not None:
-        kind = f"labelled and {batch * trainer.unlabeled_ratio} unlabelled images"
+    if trainer.labeled is not None:
+        kind = f"labelled and {batch * trainer.labeled.unlabeled_ratio} unlabelled images"
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else f"precision {args.precision}"
     processes = f" on {args.world_size} processes" if args.world_size > 1 else ""
     start = trainer.method.backbone.config.name_or_path or "random weights"
@@ -307,12 +307,12 @@ def final_table(plan: Plan, pictures: Pictures, measures: Sequence[str] | None) 
     say("")
     try:
         if pictures.pairs:
-            if pictures.labeled is not None:
+            if pictures.sources.labeled is not None:
                 options["others"] = tables.other_weights(plan.output_dir)
             return tables.make_table(str(plan.output_dir), None, pictures.pairs, measures, **options)
         say("There are no labelled pictures to test on: spread and rank of the features instead of accuracies.")
         options["max_images"] = min(2000, plan.own["table_images"])
-        pair = (pictures.train, pictures.train)
+        pair = (pictures.sources.train, pictures.sources.train)
         return tables.make_table(str(plan.output_dir), None, [pair], ("health",), **options)
     except (ValueError, OSError) as error:
         say(f"The table could not be made: {error}")

@@ -80,6 +80,18 @@ def label_names(source: ImageSource, column: str | None = None) -> list[str]:
     return list(declared) if declared is not None else _encode(source, column)[0]
 
 
+@dataclass(frozen=True)
+class LabeledImages:
+    """Labelled images to train on beside unlabelled ones: ``source`` and ``rows`` as ``draw_labeled`` returns them.
+
+    unlabeled_ratio: how many unlabelled images a batch has for each labelled one; 0: none.
+    """
+
+    source: ImageSource
+    rows: LabeledRows
+    unlabeled_ratio: int = 7
+
+
 def draw_labeled(
     source: ImageSource,
     column: str | None = None,

@@ -5,9 +5,11 @@ from ..lazy import lazy
 _HOMES = {
     "DataArguments": "arguments",
     "LARS": "lars",
+    "LabelArguments": "kinds.labels",
     "ModelArguments": "arguments",
     "SSLTrainer": "trainer",
     "SSLTrainingArguments": "arguments",
+    "TextArguments": "kinds.texts",
     "build_method": "build",
 }
 

@@ -75,55 +75,6 @@ class ModelArguments:
 
 
 @dataclass
-class LabelArguments:
-    """Of semi-supervised methods: the labels of ``dataset`` that are used (default: all), the images beside them."""
-
-    labels_per_class: int | None = field(
-        default=None, metadata={"help": "Use the labels of so many images of each class, drawn once from the seed."}
-    )
-    label_fraction: float | None = field(
-        default=None, metadata={"help": "Use the labels of this share of the images, balanced as the classes are."}
-    )
-    label_ids: str | None = field(
-        default=None, metadata={"help": "Use the labels of these rows: a file with one row number per line, or JSON."}
-    )
-    label_seed: int | None = field(default=None, metadata={"help": "Seed of that draw; default: the run's seed."})
-    unlabeled_dataset: str | None = field(
-        default=None, metadata={"help": "Images without labels; default: all images of dataset that train."}
-    )
-    unlabeled_split: str = field(default="train", metadata={"help": "Split of unlabeled_dataset."})
-    unlabeled_ratio: int = field(
-        default=7, metadata={"help": "Unlabelled images per labelled one in a batch (μ); 0 trains on labels alone."}
-    )
-    limits = {"labels_per_class": "[1, inf)", "label_fraction": "[0, 1]", "label_seed": "[0, 4294967295]"}
-
-    def __post_init__(self) -> None:
-        limits.check(self)
-
-
-@dataclass
-class TextArguments:
-    """Of image-text methods: where the texts come from and what reads them."""
-
-    caption_column: str | None = field(default=None, metadata={"help": "Column with the text; found if not given."})
-    text_backbone: str | None = field(
-        default=None,
-        metadata={"help": "Text tower: preset (text-pico, text-nano, ...), folder or Hub id to start from."},
-    )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Folder or Hub id; default: the text tower's, or one trained on the captions."},
-    )
-    vocab_size: int = field(default=4096, metadata={"help": "Tokens of a tokenizer that is trained on the captions."})
-    context_length: int = field(default=32, metadata={"help": "Tokens per text; longer texts are cut."})
-    projection_dim: int = field(default=128, metadata={"help": "Width of the space that images and texts share."})
-    limits = {"vocab_size": "[1, inf)", "context_length": "[1, inf)", "projection_dim": "[1, inf)"}
-
-    def __post_init__(self) -> None:
-        limits.check(self)
-
-
-@dataclass
 class SSLTrainingArguments(TrainingArguments):
     """``TrainingArguments`` plus what self-supervision needs; defaults that differ are set in ``__post_init__``.
 

@@ -6,7 +6,6 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.labels import LabeledRows, draw_labeled
 from ..data.sources import ImageSource, load_source
 from ..data.splits import for_testing
 from ..modeling import SSLModel
@@ -94,19 +93,3 @@ def measured_images(data: Any, train: ImageSource) -> Any:
 def each(sources: Any) -> list[ImageSource]:
     """The sources of what ``measured_images`` returned."""
     return list(sources.values()) if isinstance(sources, dict) else [] if sources is None else [sources]
-
-
-def all_labels(model: SSLModel, images: ImageSource, seed: int) -> tuple[ImageSource, LabeledRows]:
-    """Every labelled row of ``images``, for a semi-supervised method that was given no others.
-
-    ValueError where its classes are not those of the model, by name and order; SourceError without labels.
-    """
-    source, rows = draw_labeled(images, seed=seed)
-    classes = tuple(str(name) for name in model.backbone.config.id2label.values())
-    if rows.names != classes:
-        raise ValueError(
-            f"the labels of {images.name} are {', '.join(rows.names[:8])} and the model's classes are "
-            f"{', '.join(classes[:8])}: build the model with build_method on the same images, or give its classes as "
-            "class_names"
-        )
-    return source, rows

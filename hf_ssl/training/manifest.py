@@ -77,7 +77,7 @@ def facts(trainer: "SSLTrainer") -> Facts:
         "training": argument_facts(args),
         "data": {
             **{f"dataset.{name}": value for name, value in source_facts(source).items()},
-            "unlabeled_ratio": trainer.unlabeled_ratio if trainer.labeled_source is not None else None,
+            "unlabeled_ratio": None if trainer.labeled is None else trainer.labeled.unlabeled_ratio,
             # a stream's order depends on who reads it and on how much is held; any row can be asked of other sources
             "shuffle_buffer": trainer.shuffle_buffer if streams else None,
             "dataloader_num_workers": args.dataloader_num_workers if streams else None,

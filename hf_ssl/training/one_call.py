@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from ..data.labels import LabeledRows, draw_labeled
+from ..data.labels import LabeledImages, LabeledRows, draw_labeled
 from ..data.sources import load_source
 from ..data.splits import marked, without
-from ..methods import load
+from ..methods import family_of, load
 from ..processing import SSLImageProcessor
 from .arguments import ModelArguments, SSLTrainingArguments
 from .build import build_method, default_arguments
@@ -111,7 +111,8 @@ def fit(
     Raises ValueError (``SourceError``) saying what is wrong with the data, the model or an argument.
     """
     if load(method).reads != "labels":
-        raise ValueError(f"fit trains methods that read labels; {method} does not: use SSLTrainer or hf-ssl")
+        family = family_of(method)
+        raise ValueError(f"fit trains semi-supervised methods; {method} is one of {family}: use SSLTrainer or hf-ssl")
     source, held = load_source(labeled, label_column=label_column), None
     if validation is not None:
         held = marked(load_source(validation, label_column=label_column, channels=source.channels), "validation")
@@ -137,7 +138,7 @@ def fit(
         )
         trainer = SSLTrainer(
             whole, arguments, images, processor, source if held is not None else None, held,
-            labeled_source=chosen, labeled_rows=rows, unlabeled_ratio=unlabeled_ratio,
+            labeled=LabeledImages(chosen, rows, unlabeled_ratio),
         )  # fmt: skip
         trainer.train(arguments.resume_from_checkpoint)
         arguments.eval_images = 0  # all of them, now that it is the final figure

@@ -58,7 +58,7 @@ class PublishingTrainer(Trainer):
             "seed": args.seed,
             "environment": environment(args.world_size),
             "division": self._division(),
-            "labeled": None if self.labeled_rows is None else self.labeled_rows.to_dict(),
+            "labeled": None if self.labeled is None else self.labeled.rows.to_dict(),
             "init": {"from_pretrained": start or None, "seed": args.seed},
             **self.precision_facts(),
             **published_facts(self.method),
@@ -84,7 +84,7 @@ class PublishingTrainer(Trainer):
         """Images of one optimiser step, over ranks and accumulation; a semi-supervised one's unlabelled as well."""
         args = self.args
         images = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return images * (1 + self.unlabeled_ratio) if self.labeled_rows is not None else images
+        return images if self.labeled is None else images * (1 + self.labeled.unlabeled_ratio)
 
     # --- Trainer's hooks ------------------------------------------------------------------------------------------
 

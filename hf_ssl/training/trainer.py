@@ -23,7 +23,7 @@ from .. import distributed
 from ..backbones import unwrap
 from ..convolutions import prepare_to_train
 from ..data.collator import BadImageLedger, BatchLoader, TooManyBadImages, build_dataloader
-from ..data.labels import LabeledRows
+from ..data.labels import LabeledImages, LabeledRows
 from ..data.remote import RemoteError
 from ..data.sources import ImageSource, SourceError
 from ..data.splits import for_testing, trained_queries, without
@@ -34,14 +34,15 @@ from ..hub import scrub
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
 from ..untouched import untouched
-from . import online, precision
+from . import precision
 from .arguments import SSLTrainingArguments
 from .build import check_rows
 from .callbacks import HealthCallback, MethodCallback
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import last_complete_checkpoint
 from .fits import check_fits
-from .inputs import all_labels, check_arguments, check_choice, each, measured_images, one_of, training_images
+from .inputs import check_arguments, check_choice, each, measured_images, one_of, training_images
+from .kinds import kind_of
 from .lock import lock
 from .nonfinite import NonFiniteCallback, replay
 from .optim import decay_names, hold_constant_rates, mark_groups, own_optimiser, scaled_learning_rate
@@ -77,9 +78,8 @@ class SSLTrainer(CheckpointingTrainer):
     Dataset or IterableDataset; labels are never read. processing_class: the method's image processor; default: the one
     that the model was built with. eval_dataset (or eval_queries): labelled images that ``evaluate()`` measures on, or
     a dict of them; eval_bank: those that vote for them in kNN, default: the other training images, where labelled.
-    labeled_source, labeled_rows: what ``data.labels.draw_labeled`` returned (semi-supervised methods; default: all
-    labelled training images); a batch is then per_device_train_batch_size of its images and unlabeled_ratio times as
-    many of the training images.
+    labeled: the ``LabeledImages`` of a method that reads labels; default: all labelled training images. A batch then
+    has per_device_train_batch_size of them and ``unlabeled_ratio`` times as many of the training images.
 
     Arguments of Trainer without a use here (data_collator, compute_metrics, ...) are a TypeError that says what to do.
     ``train`` raises TooManyBadImages (after saving a checkpoint) when more than ``max_bad_fraction`` of the images
@@ -99,9 +99,7 @@ class SSLTrainer(CheckpointingTrainer):
         eval_bank: Any = None,
         eval_queries: Any = None,
         shuffle_buffer: int = 4096,
-        labeled_source: ImageSource | None = None,
-        labeled_rows: LabeledRows | None = None,
-        unlabeled_ratio: int = 7,
+        labeled: LabeledImages | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         **kwargs: Any,
@@ -115,18 +113,17 @@ class SSLTrainer(CheckpointingTrainer):
         eval_bank, eval_queries = (measured_images(data, train_source) for data in (eval_bank, eval_queries))
         chosen_on = each(eval_queries)
         check_choice(args, chosen_on)
-        if labeled_source is None and model.reads == "labels":
-            labeled_source, labeled_rows = all_labels(model, train_source, args.seed)
+        self.kind = kind_of(model.reads)
+        self.labeled = self.kind.labeled(model, train_source, args.seed) if labeled is None else labeled
         if args.base_learning_rate is not None:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             args.learning_rate = scaled_learning_rate(args.base_learning_rate, model.lr_scaling, batch)
-        ratio = unlabeled_ratio if labeled_source is not None else 0
+        ratio = 0 if self.labeled is None else self.labeled.unlabeled_ratio
         _make_ready(model, args, args.per_device_train_batch_size * (1 + ratio), views)
         self.train_source, self.eval_bank, self.eval_queries = train_source, eval_bank, eval_queries
         self.shuffle_buffer = shuffle_buffer
-        self.labeled_source, self.labeled_rows, self.unlabeled_ratio = labeled_source, labeled_rows, unlabeled_ratio
         self.views = model.processor = views
-        trained = (train_source, labeled_source)
+        trained = (train_source, None if self.labeled is None else self.labeled.source)
         self.trained_queries = sum(trained_queries(source, *trained, bank=eval_bank) for source in chosen_on)
         self._voting: tuple[ImageSource, ImageSource] | None = None  # the last queries, and who votes for them
         self.card_facts = {}
@@ -185,11 +182,11 @@ class SSLTrainer(CheckpointingTrainer):
             self.processing_class,
             batch_size,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            labeled=self.labeled_source,
-            ratio=self.unlabeled_ratio,
+            labeled=None if self.labeled is None else self.labeled.source,
+            ratio=0 if self.labeled is None else self.labeled.unlabeled_ratio,
             encode_text=getattr(self.processing_class, "encode_text", None),
             # of two streams the unlabelled rows' numbers come anyway, as unlabeled_index
-            keep_columns=("_index",) if self.method.needs_index and self.labeled_source is None else (),
+            keep_columns=("_index",) if self.method.needs_index and self.labeled is None else (),
             row_inputs=self.method.row_inputs(),
             **options,
         )
@@ -276,7 +273,7 @@ class SSLTrainer(CheckpointingTrainer):
         What the method reads on the host stays there, as NumPy arrays: DDP would send a tensor to the device.
         """
         if self.method.needs_index:
-            numbers = inputs.get("_index" if self.labeled_source is None else "unlabeled_index")
+            numbers = inputs.get("_index" if self.labeled is None else "unlabeled_index")
             examples = getattr(self.method.config, "num_examples", None)
             if numbers is not None and examples is not None:
                 check_rows(numbers, examples, self.train_source)
@@ -370,7 +367,7 @@ class SSLTrainer(CheckpointingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """What suits the method: see ``training.online.measure``; every key starts with ``metric_key_prefix``.
+        """What suits the method: see ``measure`` in ``training.kinds``; every key starts with ``metric_key_prefix``.
 
         eval_dataset: other images than the trainer's, or a dict of them; the key of one of the trainer's.
         """
@@ -382,10 +379,9 @@ class SSLTrainer(CheckpointingTrainer):
             self.nonfinite.check_weights("at an evaluation")
         method: Any = self.whole_method()  # None on all processes but the first
         bank, limit = self._bank(queries), self.args.eval_images or None
+        options = {"device": self.args.device, "progress": False, "max_images": limit}
         with untouched(method or self.method):
-            measured = distributed.from_first(
-                lambda: online.measure(method, self.views, bank, queries, limit, self.args.device)
-            )
+            measured = distributed.from_first(lambda: self.kind.measure(method, self.views, bank, queries, options))
         if "student_accuracy" in measured and not for_testing(queries) and not self.trained_queries:
             self.method.validate_weights(measured["accuracy"], measured["student_accuracy"])
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
@@ -404,7 +400,7 @@ class SSLTrainer(CheckpointingTrainer):
     def _bank(self, queries: ImageSource) -> ImageSource:
         """The images that vote, where the method is measured by kNN."""
         bank = self.train_source if self.eval_bank is None else self.eval_bank
-        if self.method.reads in ("labels", "texts"):
+        if not self.kind.has_bank:
             return bank
         for source, name in ((queries, "eval_dataset"), (bank, "eval_bank")):
             if not source.labels:
@@ -532,8 +528,8 @@ class SSLTrainer(CheckpointingTrainer):
                 said |= precision.to_dict(self.method, self.precision)
             (folder / "training_args.json").write_text(json.dumps(said, indent=2))
             (folder / _LEDGER_FILE).write_text(json.dumps(self.ledger.state_dict()))
-            if self.labeled_rows is not None:
-                (folder / _LABELED_FILE).write_text(json.dumps(self.labeled_rows.to_dict()))
+            if self.labeled is not None:
+                (folder / _LABELED_FILE).write_text(json.dumps(self.labeled.rows.to_dict()))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         wrong = [*load_result.missing_keys, *load_result.unexpected_keys]
@@ -542,9 +538,9 @@ class SSLTrainer(CheckpointingTrainer):
 
     def _agree_on_labels(self, checkpoint: Any) -> None:
         """One labelled subset for all ranks and for a run and what it resumes; another one would leak labels."""
-        mine = self.labeled_rows
-        if mine is None:
+        if self.labeled is None:
             return
+        mine = self.labeled.rows
         everyone = [mine.to_dict()] * distributed.world_size()
         if len(everyone) > 1:
             dist.all_gather_object(everyone, mine.to_dict())

@@ -45,6 +45,10 @@ def files(*sources) -> set[str]:
     return {row["image"]["path"] for source in sources if source is not None for row in source.dataset}
 
 
+def labelled(found):
+    return None if found.sources.labeled is None else found.sources.labeled.source
+
+
 def plan_of(method, *argv):
     return plan_training([method, *map(str, argv)])
 
@@ -56,7 +60,7 @@ def plan_of(method, *argv):
 def test_no_method_trains_on_what_it_is_scored_on(method, flags, noise, capsys):
     few = ["--label_fraction", "1.0"] if load(method).reads == "labels" else []
     found = load_pictures(plan_of(method, "--dataset", noise, *flags, *few))
-    trained, scored = files(found.train, found.labeled), files(*(held for held in found.division.held))
+    trained, scored = files(found.sources.train, labelled(found)), files(*(held for held in found.division.held))
     validated = files(found.division.validation)
     assert len(trained) == (48 if flags else 64) and len(scored) == (32 if flags else 16)
     assert not trained & scored and len(trained | scored) == 80
@@ -96,7 +100,7 @@ def test_flags_that_point_back_at_the_training_pictures(flags, trained, noise, t
             load_pictures(plan)
         return
     found = load_pictures(plan)
-    seen = files(found.labeled, found.train)
+    seen = files(labelled(found), found.sources.train)
     assert len(seen) == trained and not seen & files(*(queries for _, queries in found.pairs))
     assert ("No picture is kept to test on." in capsys.readouterr().out) == (trained == 80)
 
@@ -243,12 +247,12 @@ def test_fit_keeps_its_validation_apart_or_refuses(fitted, noise, caplog):
     with caplog.at_level(logging.WARNING, "hf_ssl"):
         trainer = fitted(labeled=whole, validation=whole.select(range(0, 80, 8)))
     scored = files(trainer.eval_queries)
-    assert len(scored) == 10 and not scored & files(trainer.train_source, trainer.labeled_source)
-    assert len(trainer.train_source) == 70 and len(trainer.labeled_rows.rows) == 70
+    assert len(scored) == 10 and not scored & files(trainer.train_source, trainer.labeled.source)
+    assert len(trainer.train_source) == 70 and len(trainer.labeled.rows.rows) == 70
     assert "10 of the 80 pictures" in caplog.text and trainer.trained_queries == 0
-    assert not set(trainer.labeled_rows.rows) & set(range(0, 80, 8))  # rows of the whole
+    assert not set(trainer.labeled.rows.rows) & set(range(0, 80, 8))  # rows of the whole
     trainer = fitted(labeled=whole.select(range(30, 50)), unlabeled=whole, validation=whole.select(range(8)))
-    assert len(trainer.train_source) == 72 and len(trainer.labeled_rows.rows) == 20
+    assert len(trainer.train_source) == 72 and len(trainer.labeled.rows.rows) == 20
     with pytest.raises(ValueError, match="so none is left to train on"):
         hf_ssl.fit("resnet-pico", labeled=whole, validation=whole)
     with pytest.raises(ValueError, match="so none is left to train on"):

@@ -36,7 +36,7 @@ def trained(name: str, folder: Path, **arguments: Any) -> Any:
 
     from hf_ssl import SSLTrainer, SSLTrainingArguments
     from hf_ssl.data import load_source
-    from hf_ssl.data.labels import draw_labeled
+    from hf_ssl.data.labels import LabeledImages, draw_labeled
     from tests.contract.tiny import CAPTIONS, RESNET, VIT, build, pictures, processor
 
     torch.set_num_threads(1)
@@ -49,8 +49,7 @@ def trained(name: str, folder: Path, **arguments: Any) -> Any:
     source = load_source(datasets.Dataset.from_dict(rows, datasets.Features(features)))
     options: dict[str, Any] = {}
     if name == "fixmatch":
-        options["labeled_source"], options["labeled_rows"] = draw_labeled(source, None, 2, None, None, 0)
-        options["unlabeled_ratio"] = 2
+        options["labeled"] = LabeledImages(*draw_labeled(source, None, 2, None, None, 0), 2)
     defaults = {
         "per_device_train_batch_size": 8, "max_steps": 20, "learning_rate": 0.01, "save_strategy": "no",
         "logging_steps": 10, "report_to": [], "disable_tqdm": True, "use_cpu": True,

@@ -146,8 +146,8 @@ def test_every_call_takes_a_dataset_and_a_list_of_images(made, images, tmp_path)
     model, views = build_method("fixmatch", images, ModelArguments(backbone="vit-nano", image_size=16))
     assert model.backbone.config.id2label == {0: "a", 1: "b", 2: "c"}
     args = arguments(tmp_path, per_device_train_batch_size=2)
-    trainer = SSLTrainer(model, args, images, unlabeled_ratio=2, eval_dataset=images)
-    assert len(trainer.labeled_rows.rows) == 24
+    trainer = SSLTrainer(model, args, images, eval_dataset=images)
+    assert len(trainer.labeled.rows.rows) == 24
     trainer.train()
     with pytest.raises(ValueError, match="the model's classes are a, b, c"):
         SSLTrainer(model, args, table(names=("a", "c", "b")))

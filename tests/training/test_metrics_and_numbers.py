@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import ResNetConfig
 
 from hf_ssl import FixMatchConfig, FixMatchForPreTraining, SimCLRForPreTraining, SSLTrainer, SSLTrainingArguments
-from hf_ssl.data.labels import draw_labeled
+from hf_ssl.data.labels import LabeledImages, draw_labeled
 from hf_ssl.evaluation.health import entropy_shares
 from hf_ssl.losses import target_entropies
 from hf_ssl.methods import load
@@ -55,8 +55,7 @@ def numbered(source, folder, examples: int) -> SSLTrainer:
     model = NumberedMatch(NumberedConfig(backbone_config=backbone, num_examples=examples))
     return SSLTrainer(
         model, SSLTrainingArguments(str(folder), max_steps=8, learning_rate=0.01, save_strategy="no", **ARGUMENTS),
-        source, load("fixmatch").processor_class(size=16), labeled_source=labeled, labeled_rows=rows,
-        unlabeled_ratio=3,
+        source, load("fixmatch").processor_class(size=16), labeled=LabeledImages(labeled, rows, 3),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from transformers import ResNetConfig
 
 from hf_ssl import FixMatchConfig, FixMatchForPreTraining, FixMatchImageProcessor, SSLTrainer, SSLTrainingArguments
 from hf_ssl.data import load_source
-from hf_ssl.data.labels import draw_labeled
+from hf_ssl.data.labels import LabeledImages, draw_labeled
 from hf_ssl.finite import NonFiniteError
 from tests.invariants.ranks import run_on_ranks
 
@@ -33,7 +33,7 @@ def make_fixmatch(
     return SSLTrainer(
         FixMatchForPreTraining(config), SSLTrainingArguments(str(folder), **{**defaults, **arguments}),
         unlabeled or source, FixMatchImageProcessor(size=16), eval_bank=eval_queries and source,
-        eval_queries=eval_queries, labeled_source=labeled, labeled_rows=rows, unlabeled_ratio=3,
+        eval_queries=eval_queries, labeled=LabeledImages(labeled, rows, 3),
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_the_labelled_rows_are_in_the_checkpoint_and_another_subset_is_refused(t
     trainer = make_fixmatch(pictures, tmp_path, max_steps=2)
     trainer.train()
     saved = json.loads((tmp_path / "checkpoint-2" / "labeled_rows.json").read_text())
-    assert saved["rows"] == list(trainer.labeled_rows.rows) and saved["seed"] == 0 and len(saved["rows"]) == 24
+    assert saved["rows"] == list(trainer.labeled.rows.rows) and saved["seed"] == 0 and len(saved["rows"]) == 24
     with pytest.raises(ValueError, match="labelled rows differ"):
         make_fixmatch(pictures, tmp_path, draw=1).train(resume_from_checkpoint=True)
 
@@ -115,7 +115,7 @@ def test_what_is_logged(tmp_path, pictures):
     trainer.train()
     logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
     histogram = torch.tensor(logged["pseudo_label_histogram"])
-    assert histogram.shape == (len(trainer.labeled_rows.names),)
+    assert histogram.shape == (len(trainer.labeled.rows.names),)
     assert float(histogram.sum()) == pytest.approx(logged["utilisation"], abs=1e-6) and logged["utilisation"] > 0
     kept, right = (sum(float(metrics[key]) for metrics in seen) for key in ("kept_known", "kept_correct"))
     assert logged["pseudo_label_accuracy"] == pytest.approx(right / kept)  # a ratio of sums, no mean of ratios

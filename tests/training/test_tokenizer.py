@@ -8,8 +8,7 @@ import signal
 import pytest
 
 from hf_ssl import SSLTrainer, SSLTrainingArguments, text
-from hf_ssl.training import build
-from hf_ssl.training.arguments import ModelArguments, TextArguments
+from hf_ssl.training import ModelArguments, TextArguments, build
 from hf_ssl.training.trainer import last_complete_checkpoint
 
 from .conftest import in_child
@@ -43,7 +42,7 @@ def test_ties_go_by_the_letters() -> None:
 
 def train_clip(source, folder, resume=None, kill=None) -> None:
     model_args = ModelArguments(backbone="vit-pico", image_size=16)
-    model, processor = build.build_method("clip", source, model_args, text_args=TEXTS, resume=resume)
+    model, processor = build.build_method("clip", source, model_args, kind_args=TEXTS, resume=resume)
     args = SSLTrainingArguments(
         str(folder), per_device_train_batch_size=16, max_steps=3, save_steps=1, learning_rate=1e-3, report_to=[],
         use_cpu=True, disable_tqdm=True,
@@ -74,7 +73,7 @@ def test_three_runs_and_a_killed_one_write_the_same_bytes(pictures, tmp_path, mo
     for name, number in (("vocab_size", 601), ("context_length", 20)):
         other = dataclasses.replace(TEXTS, **{name: number})
         with pytest.raises(ValueError, match=f"{name} {getattr(TEXTS, name)} in the checkpoint and {number} here"):
-            build.build_method("clip", pictures, text_args=other, resume=last)
+            build.build_method("clip", pictures, kind_args=other, resume=last)
     monkeypatch.setattr(text, "train_tokenizer", None)  # the checkpoint holds it: nothing is left to train
     train_clip(pictures, tmp_path / "killed", resume=last)
     first, *others = [digests(tmp_path / name) for name in ("a", "b", "c", "killed")]
@@ -83,6 +82,6 @@ def test_three_runs_and_a_killed_one_write_the_same_bytes(pictures, tmp_path, mo
 
 def trainer_of(source, folder) -> SSLTrainer:
     model, processor = build.build_method(
-        "clip", source, ModelArguments(backbone="vit-pico", image_size=16), text_args=TEXTS
+        "clip", source, ModelArguments(backbone="vit-pico", image_size=16), kind_args=TEXTS
     )
     return SSLTrainer(model, SSLTrainingArguments(str(folder), report_to=[], use_cpu=True), source, processor)
