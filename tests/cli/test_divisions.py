@@ -72,7 +72,7 @@ def test_no_method_trains_on_what_it_is_scored_on(method, flags, noise, capsys):
     if load(method).needs_index:  # a row of memory for each picture that trains
         from hf_ssl.training.build import _count_rows
 
-        assert _count_rows(method, found.train, None) == len(trained)
+        assert _count_rows(method, found.sources.train, None) == len(trained)
 
 
 @pytest.mark.parametrize(
