@@ -83,7 +83,7 @@ def test_the_dots_of_an_enumeration_stay():
 def test_demo_data_must_be_asked_for(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for method in ("simclr", "fixmatch", "clip"):
-        assert main(["train", method, "--max_steps", "1"]) == 2
+        assert main(["train", method, "--max_steps", "1", "--backbone", "no-such-preset"]) == 2
         said = capsys.readouterr().err
         assert f"train {method}: --dataset is missing, for example --dataset my_photos/, or --dataset emoji" in said
     assert list(tmp_path.iterdir()) == []
