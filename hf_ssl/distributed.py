@@ -3,10 +3,14 @@
 Every function is the identity in a single process, so methods call them unconditionally.
 """
 
+import atexit
+import gc
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +28,24 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() and not _alone else 0
+
+
+def leave() -> None:
+    """Leaves the group of processes, if there is one; afterwards no thread of gloo holds a tensor.
+
+    A gloo thread that drops its last tensor while the interpreter shuts down aborts the process ("terminate called
+    without an active exception", exit code -6), after all work is done.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()  # a trainer in a reference cycle keeps the group, and the group keeps its threads
+        dist.destroy_process_group()
+        time.sleep(0.05)  # where something else keeps the group: its threads get the interpreter lock
+
+
+@cache
+def leave_at_exit() -> None:
+    """Calls ``leave`` when the interpreter ends, where the group's backend is gloo."""
+    atexit.register(lambda: leave() if dist.is_initialized() and dist.get_backend() == "gloo" else None)
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """One process: every function is the identity or the plain module. Ranks: tests/invariants."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -27,6 +30,25 @@ def test_synchronised_norm_is_the_plain_norm_in_one_process(kind: type, shape: t
     assert torch.equal(plain[0].running_var, synchronised[0].running_var)
     with pytest.raises(ValueError, match="needs"):
         synchronised[0](torch.randn(4))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the names of threads are read from Linux's /proc")
+def test_no_thread_of_gloo_outlives_a_group_that_a_reference_cycle_keeps() -> None:
+    """Such a thread aborts a process that ends: "terminate called without an active exception"."""
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    torch.distributed.all_reduce(torch.ones(2))
+    keeper: list[Any] = [torch.distributed.group.WORLD]
+    keeper.append(keeper)
+    assert gloo_threads()
+    del keeper
+    distributed.leave()
+    assert not gloo_threads() and not torch.distributed.is_initialized()
+    distributed.leave()  # there is none left
+
+
+def gloo_threads() -> list[str]:
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return [name for name in names if "gloo" in name]
 
 
 def test_alone_there_are_no_other_ranks(tmp_path) -> None:

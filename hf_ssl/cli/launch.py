@@ -71,13 +71,5 @@ def launch(argv: Sequence[str]) -> int:
     return 0
 
 
-def leave_processes() -> None:
-    """Leave the group of processes, if there is one: gloo's threads abort a process that ends while they run."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
-
 if __name__ == "__main__":
     sys.exit(launch(sys.argv[1:]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import tables
 from .console import CommandError, Stopped, command_line, is_main, masked, quiet, say
 from .faults import is_out_of_memory, largest
-from .launch import leave_processes, start_missing_processes
+from .launch import start_missing_processes
 from .pictures import Pictures, kind_arguments, load_pictures
 from .plan import Plan, check_dataset, plan_training
 from .publish import push
@@ -39,8 +39,14 @@ def train(argv: Sequence[str]) -> int:
         if not process_lost(error) or isinstance(error, ProcessLost):
             raise
         raise CommandError(f"another process of this run has ended or does not answer{_kept(plan)}") from error
-    leave_processes()
+    _leave_processes()
     return 0
+
+
+def _leave_processes() -> None:
+    from ..distributed import leave
+
+    leave()
 
 
 def run(plan: Plan, measures: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -142,6 +142,8 @@ class SSLTrainer(CheckpointingTrainer):
         self.train_dataset = train_source.dataset
         for source in chosen_on if args.eval_strategy != "no" else ():
             self._bank(source)  # now, not after hours
+        if args.world_size > 1:
+            distributed.leave_at_exit()
         self.stopper, self.nonfinite = StopCallback(self), NonFiniteCallback(self)
         for callback in (MethodCallback(self), HealthCallback(self), self.nonfinite, self.stopper):
             self.add_callback(callback)

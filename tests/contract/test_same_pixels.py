@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 from transformers.image_transforms import convert_to_rgb
@@ -18,8 +19,11 @@ from hf_ssl.cli import main
 from hf_ssl.data.collator import ViewCollator
 from hf_ssl.data.decode import decode_image
 from hf_ssl.data.sources import load_source
+from hf_ssl.evaluation import predict
+from hf_ssl.evaluation.album import Run, load_album
 from hf_ssl.hub import export
 from hf_ssl.methods import METHODS
+from hf_ssl.methods.semi_supervised.fixmatch import FixMatchForPreTraining
 from tests.contract.tiny import RESNET, VIT, build, processor
 
 
@@ -32,15 +36,15 @@ def sprite(height: int = 26, width: int = 22) -> np.ndarray:
     return rgba
 
 
-def files() -> dict[str, bytes]:
+def files(height: int = 26, width: int = 22) -> dict[str, bytes]:
     """One file of every kind of 8 bits that Pillow writes, and of more where it reads them as 8."""
-    rgba = Image.fromarray(sprite())
+    rgba = Image.fromarray(sprite(height, width))
     rgb, grey = rgba.convert("RGB"), rgba.convert("L")
     palette = rgb.quantize(16)
     both = Image.merge("LA", [grey, rgba.getchannel("A")])
     turned = Image.Exif()
     turned[0x0112] = 6
-    deep = cv2.imencode(".png", np.random.default_rng(1).integers(0, 65536, (9, 8, 3)).astype(np.uint16))[1]
+    deep = cv2.imencode(".png", np.random.default_rng(1).integers(0, 65536, (height, width, 3)).astype(np.uint16))[1]
     some = bytes(range(0, 256, 16))  # of each colour of the palette
     made: dict[str, tuple[Image.Image, dict]] = {
         "rgb.png": (rgb, {}), "rgb.jpg": (rgb, {}), "rgb.bmp": (rgb, {}), "rgb.tif": (rgb, {}), "rgb.webp": (rgb, {}),
@@ -134,6 +138,42 @@ def test_embed_and_the_pipeline_give_the_same_features_of_every_file(backbone, f
         outputs = np.asarray(extract(str(folder / str(path))))[0]
         plain = outputs[0] if backbone is VIT else outputs.mean((1, 2))  # class token; a ResNet's map, pooled
         np.testing.assert_allclose(plain, feature, rtol=0, atol=1e-5, err_msg=str(path))
+
+
+def test_fit_and_the_report_see_what_the_pipeline_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From one call to the published folder: what trains, what is predicted, what the report compares."""
+    paths = [tmp_path / "pictures" / "ab"[i % 2] / name for i, name in enumerate(files(16, 16))]
+    for path, data in zip(paths, files(16, 16).values(), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    trained: list[torch.Tensor] = []
+    losses = FixMatchForPreTraining.losses
+
+    def record(self, pixel_values, labels=None, **views):
+        trained.extend([*pixel_values.flatten(0, 1), *views["weak_pixel_values"].flatten(0, 1)])
+        return losses(self, pixel_values, labels, **views)
+
+    monkeypatch.setattr(FixMatchForPreTraining, "losses", record)
+    still = {"scale": None, "hflip": 0.0, "translate": 0.0}
+    report = hf_ssl.fit(
+        "resnet-pico", str(tmp_path / "pictures"), views={"pixel_values": still, "weak_pixel_values": still},
+        image_size=16, num_train_epochs=1, per_device_train_batch_size=4, unlabeled_ratio=1, use_cpu=True,
+        disable_tqdm=True, precision="fp32", report_to=[],
+    )  # fmt: skip
+    report.save(tmp_path / "saved")
+    classify = pipeline("image-classification", model=str(tmp_path / "saved"), function_to_apply="softmax")
+    opened = [next(iter(classify.preprocess(str(path))["pixel_values"])) for path in paths]
+    assert len(trained) >= len(paths)
+    assert all(min(float((image - one).abs().max()) for one in opened) < 1e-5 for image in trained)
+    found = predict(report.model, str(tmp_path / "pictures"), report.processor, progress=False, device="cpu")
+    order = [paths.index(Path(row["image"]["path"])) for row in load_source(str(tmp_path / "pictures")).dataset]
+    for place, probabilities in zip(order, found.probabilities, strict=True):
+        said = {one["label"]: one["score"] for one in classify(str(paths[place]))}
+        np.testing.assert_allclose([said[name] for name in "ab"], probabilities, atol=1e-5, err_msg=paths[place].name)
+    album = load_album(Run.open(tmp_path / "saved"), str(tmp_path / "pictures"), progress=False)
+    with torch.no_grad():
+        plain = AutoModel.from_pretrained(tmp_path / "saved")(torch.stack(opened)).pooler_output.flatten(1)
+    torch.testing.assert_close(album.after, F.normalize(plain, dim=1)[order], rtol=0, atol=1e-5)
 
 
 def test_a_model_of_grey_pictures_refuses_the_pipeline_and_gives_its_features_of_grey_ones(
