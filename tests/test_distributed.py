@@ -32,25 +32,6 @@ def test_synchronised_norm_is_the_plain_norm_in_one_process(kind: type, shape: t
         synchronised[0](torch.randn(4))
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the names of threads are read from Linux's /proc")
-def test_no_thread_of_gloo_outlives_a_group_that_a_reference_cycle_keeps() -> None:
-    """Such a thread aborts a process that ends: "terminate called without an active exception"."""
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
-    torch.distributed.all_reduce(torch.ones(2))
-    keeper: list[Any] = [torch.distributed.group.WORLD]
-    keeper.append(keeper)
-    assert gloo_threads()
-    del keeper
-    distributed.leave()
-    assert not gloo_threads() and not torch.distributed.is_initialized()
-    distributed.leave()  # there is none left
-
-
-def gloo_threads() -> list[str]:
-    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-    return [name for name in names if "gloo" in name]
-
-
 def test_alone_there_are_no_other_ranks(tmp_path) -> None:
     """A process of a world of two that never meets the other: only ``alone`` lets it compute."""
     store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
@@ -106,3 +87,22 @@ def test_sinkhorn_counts_no_masked_row() -> None:
         assignment = distributed.sinkhorn(masked, 0.5, iterations)
         torch.testing.assert_close(assignment, torch.cat([wanted, torch.zeros(4, 3)]))
     assert distributed.sinkhorn(scores[:0], 0.5, 3).shape == (0, 3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the names of threads are read from Linux's /proc")
+def test_no_thread_of_gloo_outlives_a_group_that_a_reference_cycle_keeps() -> None:
+    """Such a thread aborts a process that ends: "terminate called without an active exception"."""
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    torch.distributed.all_reduce(torch.ones(2))
+    keeper: list[Any] = [torch.distributed.group.WORLD]
+    keeper.append(keeper)
+    assert gloo_threads()
+    del keeper
+    distributed.leave()
+    assert not gloo_threads() and not torch.distributed.is_initialized()
+    distributed.leave()  # there is none left
+
+
+def gloo_threads() -> list[str]:
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return [name for name in names if "gloo" in name]
