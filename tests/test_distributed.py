@@ -1,5 +1,6 @@
 """One process: every function is the identity or the plain module. Ranks: tests/invariants."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def test_synchronised_norm_is_the_plain_norm_in_one_process(kind: type, shape: t
 
 def test_alone_there_are_no_other_ranks(tmp_path) -> None:
     """A process of a world of two that never meets the other: only ``alone`` lets it compute."""
+    importlib.import_module("torch.testing._internal.distributed.fake_pg")  # registers the backend
     store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
     torch.distributed.init_process_group("fake", store=store, rank=1, world_size=2)
     try:
