@@ -31,6 +31,11 @@ _ARGUMENTS = (
     "attn_implementation", "experts_implementation", "auto_map", "quantization_config", "custom_pipelines",
     "use_cache",  # Trainer writes it into the config of every model
 )  # fmt: skip
+# Arguments of ``from_pretrained`` that say where from and how, not what.
+_LOADING = (
+    "cache_dir", "force_download", "local_files_only", "token", "revision", "code_revision", "subfolder", "proxies",
+    "trust_remote_code", "resume_download", "use_auth_token", "user_agent",
+)  # fmt: skip
 
 logger = logging.getLogger("hf_ssl")
 
@@ -62,16 +67,25 @@ class SSLConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers. What another version saved and this one has no field for stays an attribute."""
+        """As in transformers. What another version saved and this one has no field for stays an attribute.
+
+        ValueError where a keyword, such as a misspelt one of ``from_pretrained``, is none that changes anything.
+        """
         known = {field.name for field in fields(cls)}
         others = {k: v for k, v in config_dict.items() if k not in known and not _is_of_transformers(k)}
-        loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in others}, **kwargs)
+        wants_unused = kwargs.pop("return_unused_kwargs", False)
+        loaded, unused = super().from_dict(
+            {k: v for k, v in config_dict.items() if k not in others}, return_unused_kwargs=True, **kwargs
+        )
+        unknown = [name for name in unused if name not in _LOADING and not _is_of_transformers(name)]
+        if unknown and not wants_unused:
+            raise ValueError(cls.no_field(unknown[0]))
         if others:
             names = ", ".join(others)
             logger.warning("%s has no field %s, which its file holds: another version wrote it.", cls.__name__, names)
         for name, value in others.items():
-            setattr(loaded[0] if isinstance(loaded, tuple) else loaded, name, value)
-        return loaded
+            setattr(loaded, name, value)
+        return (loaded, unused) if wants_unused else loaded
 
     def to_diff_dict(self) -> dict[str, Any]:
         return _without_folders(super().to_diff_dict())  # what is saved is published

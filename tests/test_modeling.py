@@ -54,6 +54,12 @@ def test_a_misspelt_field_in_from_pretrained_is_no_field_of_another_version(tmp_
     assert type(model).from_pretrained(tmp_path, temperature=0.25).config.temperature == 0.25
     with pytest.raises(TypeError, match=r"SimCLRConfig has no field .temprature.; the nearest is temperature"):
         type(model).from_pretrained(tmp_path, temprature=0.25)
+    for config in (type(model.config), AutoConfig):
+        with pytest.raises(ValueError, match=r"SimCLRConfig has no field .temprature.; the nearest is temperature"):
+            config.from_pretrained(tmp_path, temprature=0.25)
+        assert config.from_pretrained(tmp_path, temperature=0.25, local_files_only=True).temperature == 0.25
+        loaded, unused = config.from_pretrained(tmp_path, temprature=0.25, return_unused_kwargs=True)
+        assert loaded.temperature == model.config.temperature and unused["temprature"] == 0.25
 
 
 def test_outputs_leave_out_what_is_none() -> None:
