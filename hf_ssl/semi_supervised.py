@@ -72,7 +72,7 @@ class SemiSupervisedModel(SSLModel):
                 "id2label in backbone_config"
             )
         classifier = from_config(AutoModelForImageClassification, config, dtype=torch.get_default_dtype())
-        if not hasattr(classifier, "timm_model") and backbones.unwrap(classifier) is classifier:
+        if not backbones.is_timm(classifier) and backbones.unwrap(classifier) is classifier:
             raise ValueError(
                 f"{type(classifier).__name__} has no base model under its head: take a backbone whose classifier "
                 "wraps one (ViT, ResNet, ConvNeXt V2, Swin, DINOv2, a timm model)"
@@ -245,7 +245,7 @@ class SemiSupervisedModel(SSLModel):
 
 def _in_head(classifier: Any, key: str) -> bool:
     """Whether a parameter belongs to the classifying layers on top of the base model."""
-    if hasattr(classifier, "timm_model"):
+    if backbones.is_timm(classifier):
         head = {id(parameter) for parameter in classifier.timm_model.get_classifier().parameters()}
         return id(dict(classifier.named_parameters()).get(key)) in head
     return not key.startswith(f"{classifier.base_model_prefix}.")

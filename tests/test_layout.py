@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hf_ssl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 CORE = {
     "modeling", "multi_view", "momentum", "heads", "memory", "masks", "schedules", "losses", "distributed",
-    "backbones", "semi_supervised", "text", "backbone_presets", "convolutions", "class_token",
+    "backbones", "semi_supervised",
 }  # fmt: skip
 # These know nothing of pictures or methods.
 LOW = {"lazy", "spelling", "documents", "loading", "limits", "pixels", "files", "untouched", "finite"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hf_ssl.backbones import model_kind
 from hf_ssl.evaluation.classification import (
     LabelMismatchError,
     Predictions,
@@ -32,7 +33,7 @@ from hf_ssl.evaluation.health import (
 from hf_ssl.evaluation.knn import knn_accuracy, nearest, retrieval_recall
 from hf_ssl.evaluation.linear import linear_probe
 from hf_ssl.evaluation.low_shot import low_shot
-from hf_ssl.evaluation.natives import load_native, model_kind
+from hf_ssl.evaluation.natives import load_native
 from hf_ssl.evaluation.prompts import DEFAULT_TEMPLATES, EMOJI_GROUPS, SIMPLE_TEMPLATES, Prompts, load_prompts
 from hf_ssl.evaluation.pseudo_labels import load_pseudo_labels, pseudo_label, save_pseudo_labels
 from hf_ssl.evaluation.segmentation import (

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hf_ssl.backbones import model_kind
 from hf_ssl.data.classes import in_order, matching_column, task_labels
 from hf_ssl.data.sources import ImageSource, load_source
 from hf_ssl.evaluation.classification import (
@@ -23,7 +24,7 @@ from hf_ssl.evaluation.health import feature_std, rankme
 from hf_ssl.evaluation.knn import knn_accuracy, retrieval_recall
 from hf_ssl.evaluation.linear import linear_probe
 from hf_ssl.evaluation.low_shot import low_shot
-from hf_ssl.evaluation.natives import load_native, model_kind
+from hf_ssl.evaluation.natives import load_native
 from hf_ssl.evaluation.prompts import Prompts
 from hf_ssl.evaluation.segmentation import NoAttentionError, NoMaskError, attention_segmentation
 from hf_ssl.evaluation.zero_shot import class_list, classify, retrieve, zero_shot_accuracy

@@ -1,4 +1,4 @@
-"""What kind of native transformers model one has, and how to open it whole: with its classifier or its text tower."""
+"""Opens a native transformers model whole: with its classifier or its text tower."""
 
 from __future__ import annotations
 
@@ -8,25 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_ssl.backbones import model_kind
 from hf_ssl.loading import load_pretrained
 from hf_ssl.untouched import untouched
-
-
-def model_kind(model: str | Path | nn.Module) -> str:
-    """ "classifier" (AutoModelForImageClassification), "image_text" (CLIP, SigLIP, a dual encoder) or "backbone".
-
-    `model`: an instance, a folder or a Hub id; of the latter two only config.json is read.
-    """
-    import transformers
-
-    if isinstance(model, nn.Module):
-        kind: type = type(model)
-    else:
-        architectures = load_pretrained(transformers.AutoConfig, model).architectures or [""]
-        kind = getattr(transformers, architectures[0], object)
-    if "ForImageClassification" in kind.__name__:
-        return "classifier"
-    return "image_text" if hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features") else "backbone"
 
 
 @untouched()

@@ -13,12 +13,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hf_ssl.backbones import model_kind
 from hf_ssl.data.files import printable
 from hf_ssl.evaluation import charts, classifier_panels, panels, pictures, text_panels
 from hf_ssl.evaluation.album import Album, Missing, NotApplicable, Run, load_album
 from hf_ssl.evaluation.charts import number
 from hf_ssl.evaluation.health import diagnose, entropy_shares, health_report
-from hf_ssl.evaluation.natives import model_kind
 from hf_ssl.evaluation.report_table import is_number, table, text, verdict
 from hf_ssl.files import whole_file
 from hf_ssl.untouched import untouched

@@ -288,7 +288,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 @torch.no_grad()
 def _parity(folder: Path, native: PreTrainedModel) -> float:
     """Load ``folder`` afresh and compare it on random pictures; the largest difference, relative to the features."""
-    is_classifier = "ForImageClassification" in type(native).__name__
+    is_classifier = backbones.model_kind(native) == "classifier"
     auto = AutoModelForImageClassification if is_classifier else AutoModel
     loaded = loading.load_pretrained(auto, folder, dtype=torch.float32).eval()
     size = backbones.image_size(native.config)
@@ -364,7 +364,7 @@ def _card(
         paper = load(method).paper
     elif entry.title:
         paper = Paper(entry.name, entry.title, entry.arxiv, f"{method}{entry.arxiv[:2]}", "", "")
-    classifier = "ForImageClassification" in type(native).__name__
+    classifier = backbones.model_kind(native) == "classifier"
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification" if classifier else "image-feature-extraction",

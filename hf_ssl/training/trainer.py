@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .. import distributed
-from ..backbones import unwrap
-from ..convolutions import prepare_to_train
+from ..backbones import prepare_to_train, unwrap
 from ..data.collator import BadImageLedger, BatchLoader, TooManyBadImages, build_dataloader
 from ..data.labels import LabeledImages, LabeledRows
 from ..data.remote import RemoteError

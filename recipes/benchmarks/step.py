@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ViTConfig
 
 from hf_ssl import backbones
-from hf_ssl.convolutions import prepare_to_train
+from hf_ssl.backbones import prepare_to_train
 from hf_ssl.evaluation import format_table
 from hf_ssl.methods import load
 from hf_ssl.training import precision

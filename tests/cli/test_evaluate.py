@@ -113,11 +113,12 @@ def test_pictures_of_other_classes(run_folder, pictures, tmp_path, capsys):
 def clip_folder(tmp_path_factory) -> Path:
     from transformers import CLIPTextConfig
 
-    from hf_ssl import text
+    from hf_ssl.backbones import two_towers
     from hf_ssl.hub import export
     from hf_ssl.methods import load
+    from hf_ssl.processing import tokenizers
 
-    words = text.train_tokenizer([f"a red blue thing number {i}" for i in range(12)], 560, 16)
+    words = tokenizers.train_tokenizer([f"a red blue thing number {i}" for i in range(12)], 560, 16)
     tower = CLIPTextConfig(
         vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=16, eos_token_id=words.eos_token_id, bos_token_id=words.bos_token_id,
@@ -129,7 +130,7 @@ def clip_folder(tmp_path_factory) -> Path:
     }  # fmt: skip
     method = load("clip")
     torch.manual_seed(0)
-    towers = text.image_text_config(vision, tower, words, projection_dim=8).to_dict()
+    towers = two_towers.image_text_config(vision, tower, words, projection_dim=8).to_dict()
     model = method(method.config_class(backbone_config=towers)).eval()
     folder = tmp_path_factory.mktemp("runs") / "clip"
     export(model, method.processor_class(tokenizer=words, size=16), folder)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_ssl.convolutions import prepare_to_train
+from hf_ssl.backbones import prepare_to_train
 from hf_ssl.methods import METHODS, load
 from hf_ssl.modeling import SSLModel
 from tests.contract.tiny import DINOV2, RESNET, TINY, adamw, batch, build, make_config, train_step

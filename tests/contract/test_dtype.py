@@ -18,7 +18,8 @@ from transformers import (
 )
 
 import hf_ssl
-from hf_ssl import memory, text
+from hf_ssl import memory
+from hf_ssl.backbones import two_towers
 from hf_ssl.data import load_source
 from hf_ssl.hub import export
 from hf_ssl.hub.folder import check_parity
@@ -162,9 +163,9 @@ def test_every_way_in(dtype: torch.dtype, tmp_path) -> None:
 def test_a_text_tower_in_half_precision(tmp_path) -> None:
     bert = BertConfig(vocab_size=600, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertModel(bert).to(HALF).save_pretrained(tmp_path)
-    config = text.image_text_config(AutoConfig.for_model(**VIT), tmp_path, tiny.TOKENIZER, 16, 16)
+    config = two_towers.image_text_config(AutoConfig.for_model(**VIT), tmp_path, tiny.TOKENIZER, 16, 16)
     model = load("clip")(load("clip").config_class(backbone_config=config))
-    text.load_tower(model.backbone, "text", tmp_path)
+    two_towers.load_tower(model.backbone, "text", tmp_path)
     assert precisions(model) == {torch.float32}
     wanted = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in model.backbone.text_model.state_dict().items())

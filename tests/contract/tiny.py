@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig
 
-from hf_ssl import text
+from hf_ssl.backbones import two_towers
 from hf_ssl.methods import load
 from hf_ssl.modeling import SSLConfig, SSLModel
-from hf_ssl.processing import SSLImageProcessor
+from hf_ssl.processing import SSLImageProcessor, tokenizers
 from hf_ssl.processing.image_text import ImageTextProcessor
 
 VIT = {
@@ -37,17 +37,17 @@ RESNET = {
 
 CAPTIONS = [f"{size} {colour} {thing}" for size in ("big", "small") for colour in ("red", "blue", "green", "grey")
             for thing in ("waves", "ripples", "stripes", "checks")]  # fmt: skip
-TOKENIZER = text.train_tokenizer(CAPTIONS, vocab_size=560, context_length=16)
+TOKENIZER = tokenizers.train_tokenizer(CAPTIONS, vocab_size=560, context_length=16)
 
 
-def two_towers(vision: dict[str, Any]) -> dict[str, Any]:
+def towers(vision: dict[str, Any]) -> dict[str, Any]:
     """CLIP's tiny text tower beside an image tower: CLIP's own for a square ViT's fields, else the dual encoder."""
     words = CLIPTextConfig(
         vocab_size=len(TOKENIZER), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=16, eos_token_id=TOKENIZER.eos_token_id, bos_token_id=TOKENIZER.bos_token_id,
         pad_token_id=TOKENIZER.pad_token_id,
     )  # fmt: skip
-    return text.image_text_config(vision, words, TOKENIZER, projection_dim=16).to_dict()
+    return two_towers.image_text_config(vision, words, TOKENIZER, projection_dim=16).to_dict()
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ TINY: dict[str, Tiny] = {
         {"projection_dim": 8, "hidden_dim": 16, "predictor_hidden_dim": 16, "queue_size": 24, "temperature": 1.0},
         accumulates=False,
     ),
-    "clip": Tiny({}, {"size": 16, "tokenizer": TOKENIZER}, accumulates=False, takes_resnet=False, native=two_towers),
+    "clip": Tiny({}, {"size": 16, "tokenizer": TOKENIZER}, accumulates=False, takes_resnet=False, native=towers),
     "barlow_twins": Tiny({"projection_dim": 8, "hidden_dim": 16}, accumulates=False),
     "lejepa": Tiny(
         {"projection_dim": 8, "hidden_dim": 16, "directions": 16},

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, CLIPModel, VisionTextDualEncoderConfig, VisionTextDualEncoderModel, ViTConfig
 
-from hf_ssl import backbones, distributed, text
+from hf_ssl import backbones, distributed
+from hf_ssl.backbones import two_towers
 from hf_ssl.data.emoji import centre, load_emoji
 from hf_ssl.methods.image_text import clip
 from hf_ssl.methods.image_text.clip import (
@@ -27,6 +28,7 @@ from hf_ssl.methods.image_text.clip import (
     clip_logits,
     clip_loss,
 )
+from hf_ssl.processing import tokenizers
 from hf_ssl.training.optim import decay_names
 from tests import PATIENCE
 from tests.contract.tiny import TOKENIZER, VIT, batch, build, train_step
@@ -208,7 +210,7 @@ def test_chunks_are_rerun_with_the_same_dropout(monkeypatch: pytest.MonkeyPatch)
         vocab_size=600, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         hidden_dropout_prob=0.4,
     )  # fmt: skip
-    config = text.image_text_config(ViTConfig(**{**VIT, "hidden_dropout_prob": 0.4}), words, TOKENIZER, 16)
+    config = two_towers.image_text_config(ViTConfig(**{**VIT, "hidden_dropout_prob": 0.4}), words, TOKENIZER, 16)
     torch.manual_seed(0)
     model = SSLCLIPForPreTraining(SSLCLIPConfig(backbone_config=config, micro_batch_size=3)).train()
     views = batch("clip", 8)
@@ -231,14 +233,15 @@ def test_batchnorm_towers_refuse_chunks_in_training() -> None:
 _STEPS = """
 import re
 import torch
-from hf_ssl import text
+from hf_ssl.backbones import two_towers
+from hf_ssl.processing import tokenizers
 from hf_ssl.methods.image_text.clip import SSLCLIPConfig, SSLCLIPForPreTraining
 from tests.contract.tiny import TOKENIZER
 
 torch.set_num_threads(1)
 vision = dict(model_type="vit", image_size=32, patch_size=4, hidden_size=64, num_hidden_layers=4,
               num_attention_heads=2, intermediate_size=256)
-towers = text.image_text_config(vision, "text-pico", TOKENIZER, 64)
+towers = two_towers.image_text_config(vision, "text-pico", TOKENIZER, 64)
 model = SSLCLIPForPreTraining(SSLCLIPConfig(backbone_config=towers)).train()
 
 def memory(kind):
@@ -328,11 +331,11 @@ def test_sixty_emoji_find_their_names() -> None:
     rows = [row for row in load_emoji("train") if row["style"] == "google"][::24][:60]
     names = [row["name"] for row in rows]
     assert len(set(names)) == 60
-    tokenizer = text.train_tokenizer(names, 800, 16)
+    tokenizer = tokenizers.train_tokenizer(names, 800, 16)
     processor = SSLCLIPImageProcessor(size=32, tokenizer=tokenizer, eval_crop_pct=1.0)
     pictures = [centre(decode_rgba(row["image"])) for row in rows]
     vision = {**VIT, "image_size": 32, "patch_size": 8, "hidden_size": 64, "intermediate_size": 128}
-    config = text.image_text_config(vision, "text-pico", tokenizer, 32)
+    config = two_towers.image_text_config(vision, "text-pico", tokenizer, 32)
     model = SSLCLIPForPreTraining(SSLCLIPConfig(backbone_config=config)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     words = processor.encode_text(names)

@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from hf_ssl import SSLTrainer, SSLTrainingArguments, text
+from hf_ssl import SSLTrainer, SSLTrainingArguments
+from hf_ssl.processing import tokenizers
 from hf_ssl.training import ModelArguments, TextArguments, build
 from hf_ssl.training.trainer import last_complete_checkpoint
 
@@ -29,13 +30,13 @@ def test_the_same_texts_in_any_order_give_the_same_tokenizer(count: int) -> None
     for order in range(6):
         texts = words(0, count)
         random.Random(order).shuffle(texts)
-        found.add(text.train_tokenizer(texts, 900, 16).backend_tokenizer.to_str())
+        found.add(tokenizers.train_tokenizer(texts, 900, 16).backend_tokenizer.to_str())
     assert len(found) == 1
 
 
 def test_ties_go_by_the_letters() -> None:
     """ab to gh are equally frequent, within words and at their end: lower letters first, then the end of the word."""
-    tokenizer = text.train_tokenizer(["ghz efz cdz abz gh ef cd ab"] * 3, 520, 16)
+    tokenizer = tokenizers.train_tokenizer(["ghz efz cdz abz gh ef cd ab"] * 3, 520, 16)
     merged = sorted((number, token) for token, number in tokenizer.get_vocab().items() if 512 <= number < 518)
     assert [token for _, token in merged] == ["ab</w>", "ab", "cd</w>", "cd", "ef</w>", "ef"]
 
@@ -74,7 +75,7 @@ def test_three_runs_and_a_killed_one_write_the_same_bytes(pictures, tmp_path, mo
         other = dataclasses.replace(TEXTS, **{name: number})
         with pytest.raises(ValueError, match=f"{name} {getattr(TEXTS, name)} in the checkpoint and {number} here"):
             build.build_method("clip", pictures, kind_args=other, resume=last)
-    monkeypatch.setattr(text, "train_tokenizer", None)  # the checkpoint holds it: nothing is left to train
+    monkeypatch.setattr(tokenizers, "train_tokenizer", None)  # the checkpoint holds it: nothing is left to train
     train_clip(pictures, tmp_path / "killed", resume=last)
     first, *others = [digests(tmp_path / name) for name in ("a", "b", "c", "killed")]
     assert all(other == first for other in others)

@@ -18,7 +18,8 @@ from transformers import AutoConfig, CLIPConfig, PreTrainedConfig, PreTrainedMod
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
-from ... import backbones, distributed, text
+from ... import backbones, distributed
+from ...backbones import two_towers
 from ...losses import choice_loss
 from ...modeling import Paper, SSLConfig, SSLModel, SSLOutput
 from ...processing.image_text import ImageTextProcessor
@@ -28,7 +29,7 @@ MAX_LOGIT_SCALE = math.log(100.0)
 
 @strict
 class SSLCLIPConfig(SSLConfig):
-    """backbone_config: CLIPConfig, or VisionTextDualEncoderConfig for other towers (``text.image_text_config``).
+    """backbone_config: CLIPConfig, or VisionTextDualEncoderConfig for other towers (``two_towers.image_text_config``).
     Widths of the towers and of the joint space are the native config's.
     micro_batch_size: pairs whose activations a tower holds at a time (None: all); loss and gradient stay the same."""
 
@@ -85,11 +86,11 @@ class SSLCLIPForPreTraining(SSLModel):
 
     def build_backbone(self, config: PreTrainedConfig) -> PreTrainedModel:
         if isinstance(config, VisionTextDualEncoderConfig):
-            text.check_towers(config)
+            two_towers.check_towers(config)
         elif not isinstance(config, CLIPConfig):
             raise ValueError(
                 f"CLIP needs a native config with an image and a text tower, not {type(config).__name__}: "
-                "hf_ssl.text.image_text_config makes one"
+                "hf_ssl.backbones.two_towers.image_text_config makes one"
             )
         return backbones.build(config)
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ... import backbones, distributed, limits, loading, text
+from ... import backbones, distributed, limits, loading
+from ...backbones import two_towers
 from ...data.sources import ImageSource
 from ...modeling import SSLModel
-from ...processing import SSLImageProcessor
+from ...processing import SSLImageProcessor, tokenizers
 from ...untouched import untouched
 from ..build import Request, build_processor, check_backbone, checkpoint_config, preset_config
 from . import Kind
@@ -83,21 +84,21 @@ def _towers(request: Request, text_args: TextArguments) -> tuple[SSLModel, SSLIm
     pretrained = None if vision in backbones.PRESETS else checkpoint_config(vision)
     whole = pretrained is not None and hasattr(pretrained, "text_config")
     tower = text_args.text_backbone or "text-nano"
-    warm_text = tower not in text.TEXT_PRESETS and not whole
+    warm_text = tower not in two_towers.TEXT_PRESETS and not whole
     read = text_args.tokenizer or (vision if whole else tower if warm_text else None)
     if read is None:
         sizes = (text_args.vocab_size, text_args.context_length)
-        tokenizer = distributed.from_first(lambda: text.train_tokenizer(_texts(source, request.seed), *sizes))
+        tokenizer = distributed.from_first(lambda: tokenizers.train_tokenizer(_texts(source, request.seed), *sizes))
     else:
-        tokenizer = text.load_tokenizer(read)
-    length = min(text_args.context_length, text.max_tokens(tokenizer))
+        tokenizer = tokenizers.load_tokenizer(read)
+    length = min(text_args.context_length, tokenizers.max_tokens(tokenizer))
     if whole:
         if text_args.text_backbone:
             raise ValueError(f"{vision} is a whole image-text model with a text tower of its own: drop text_backbone")
         backbone: Any = pretrained
     else:
         image: Any = pretrained or preset_config(vision, size, model_args.patch_size, channels, as_dict=True)
-        backbone = text.image_text_config(image, tower, tokenizer, text_args.projection_dim, length)
+        backbone = two_towers.image_text_config(image, tower, tokenizer, text_args.projection_dim, length)
     if (taken := getattr(backbone.vision_config, "num_channels", channels)) != channels:
         raise ValueError(f"{vision} takes {taken} channels, the images have {channels}")
     config_class: Any = model_class.config_class
@@ -107,9 +108,9 @@ def _towers(request: Request, text_args: TextArguments) -> tuple[SSLModel, SSLIm
         torch.manual_seed(request.seed)
         model = loading.load_pretrained(model_class, vision, config=config) if whole else model_class(config)
     if pretrained is not None and not whole:
-        text.load_tower(model.backbone, "vision", vision)
+        two_towers.load_tower(model.backbone, "vision", vision)
     if warm_text:
-        text.load_tower(model.backbone, "text", tower)
+        two_towers.load_tower(model.backbone, "text", tower)
     own = {"tokenizer": tokenizer, "context_length": length}
     return model, build_processor(model_class, size, channels, backbone.vision_config, request.view_fields, **own)
 
@@ -121,7 +122,7 @@ def _with_tokenizer_of(texts: TextArguments, checkpoint: str | Path | None) -> T
     """
     if checkpoint is None or texts.tokenizer or not Path(checkpoint, "tokenizer_config.json").is_file():
         return texts
-    trained = text.trained_for(text.load_tokenizer(str(checkpoint)))
+    trained = tokenizers.trained_for(tokenizers.load_tokenizer(str(checkpoint)))
     for name, before in trained.items():
         if (now := getattr(texts, name)) != before:
             raise ValueError(

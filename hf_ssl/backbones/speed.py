@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import class_token
+from .tokens import prepare_class_token
 
 SMALL = 4  # positions of a feature map, at most, for which a matrix beats torch's convolution on a CPU (measured)
 
@@ -14,7 +14,7 @@ def prepare_to_train(model: nn.Module) -> None:
     """In place: kernels channels-last, 1.3 to 1.5 times as fast, on CPU as well; convolutions that know small maps; in
     a native ResNet ReLUs in place, 8 % less memory, and a pool without a list of maxima, 2 %; in a native ViT a last
     block that knows when the class token alone is wanted. Saved weights stay what they were."""
-    class_token.prepare(model)
+    prepare_class_token(model)
     convolutions = [module for module in model.modules() if type(module) is nn.Conv2d]
     if len(convolutions) > 2:  # a patch embedding alone gains nothing
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

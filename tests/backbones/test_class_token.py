@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import ViTConfig
 
-from hf_ssl import backbones, class_token
-from hf_ssl.convolutions import prepare_to_train
+from hf_ssl import backbones
+from hf_ssl.backbones import prepare_to_train
 
 SMALL = {
     "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 16,
@@ -97,7 +97,7 @@ def test_a_checkpointed_block_is_computed_whole() -> None:
 
 def test_an_error_in_between_leaves_nothing_behind() -> None:
     _, prepared = pair()
-    with pytest.raises(RuntimeError), class_token.alone(prepared):
+    with pytest.raises(RuntimeError), backbones.class_token_alone(prepared):
         raise RuntimeError
     assert backbones.patch_tokens(prepared, images()).shape == (3, 16, 24)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from hf_ssl.convolutions import SmallMapConv2d, prepare_to_train
+from hf_ssl.backbones.speed import SmallMapConv2d, prepare_to_train
 
 SHAPES = [
     (side, kernel, stride, padding)

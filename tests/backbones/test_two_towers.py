@@ -21,7 +21,9 @@ from transformers import (
     ViTModel,
 )
 
-from hf_ssl import backbones, text
+from hf_ssl import backbones
+from hf_ssl.backbones import two_towers
+from hf_ssl.processing import tokenizers
 from tests.contract.tiny import CAPTIONS, RESNET, VIT
 
 WORDS = ["grinning face", "face with tears of joy", "red heart", "flag: Åland Islands", "GRINNING CAT"]
@@ -29,7 +31,7 @@ WORDS = ["grinning face", "face with tears of joy", "red heart", "flag: Åland I
 
 @pytest.fixture(scope="module")
 def tokenizer() -> CLIPTokenizer:
-    return text.train_tokenizer(WORDS * 3, vocab_size=600, context_length=16)
+    return tokenizers.train_tokenizer(WORDS * 3, vocab_size=600, context_length=16)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_no_text_holds_an_unknown_token(tokenizer: CLIPTokenizer) -> None:
 
 def test_a_trained_tokenizer_round_trips_through_plain_transformers(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
-    for again in (CLIPTokenizer.from_pretrained(tmp_path), text.load_tokenizer(tmp_path)):
+    for again in (CLIPTokenizer.from_pretrained(tmp_path), tokenizers.load_tokenizer(tmp_path)):
         assert type(again) is CLIPTokenizer and again.model_max_length == 16
         assert again(WORDS)["input_ids"] == tokenizer(WORDS)["input_ids"]
         assert again.get_vocab() == tokenizer.get_vocab()
@@ -77,10 +79,13 @@ def test_a_trained_tokenizer_round_trips_through_plain_transformers(tokenizer: C
 
 
 def test_training_follows_the_captions_and_the_size() -> None:
-    sizes = [len(text.train_tokenizer(CAPTIONS, size, 16)) for size in (514, 530, 4096)]
+    sizes = [len(tokenizers.train_tokenizer(CAPTIONS, size, 16)) for size in (514, 530, 4096)]
     assert sizes[:2] == [514, 530] and 530 < sizes[2] < 4096  # few captions give fewer merges
-    assert text.train_tokenizer(CAPTIONS, 530).get_vocab() == text.train_tokenizer(iter(CAPTIONS), 530).get_vocab()
-    learned = text.train_tokenizer(CAPTIONS, 4096, 16)
+    assert (
+        tokenizers.train_tokenizer(CAPTIONS, 530).get_vocab()
+        == tokenizers.train_tokenizer(iter(CAPTIONS), 530).get_vocab()
+    )
+    learned = tokenizers.train_tokenizer(CAPTIONS, 4096, 16)
     assert len(learned.tokenize(CAPTIONS[0])) == 3
     vocabulary, merges = learned.get_vocab(), json.loads(learned.backend_tokenizer.to_str())["model"]["merges"]
     assert all("".join(merge) in vocabulary for merge in merges)
@@ -93,25 +98,25 @@ def test_training_follows_the_captions_and_the_size() -> None:
 ])  # fmt: skip
 def test_settings_no_clip_tokenizer_has_are_refused(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        text.train_tokenizer(CAPTIONS, **arguments)
+        tokenizers.train_tokenizer(CAPTIONS, **arguments)
 
 
 def test_folders_without_a_usable_tokenizer_are_named(tmp_path: Path, bert: Path) -> None:
     with pytest.raises(ValueError, match="holds no tokenizer"):
-        text.load_tokenizer(tmp_path)
-    unpadded = text.load_tokenizer(bert)
+        tokenizers.load_tokenizer(tmp_path)
+    unpadded = tokenizers.load_tokenizer(bert)
     unpadded.pad_token = None
     unpadded.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no padding token"):
-        text.load_tokenizer(tmp_path)
+        tokenizers.load_tokenizer(tmp_path)
 
 
 # --- config -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", text.TEXT_PRESETS)
+@pytest.mark.parametrize("preset", two_towers.TEXT_PRESETS)
 def test_presets_beside_a_vit_are_a_clip_model(preset: str, tokenizer: CLIPTokenizer) -> None:
-    config = text.image_text_config(
+    config = two_towers.image_text_config(
         backbones.from_preset("vit-pico", image_size=32, patch_size=8), preset, tokenizer, 24
     )
     assert type(config) is CLIPConfig and config.projection_dim == 24
@@ -123,13 +128,14 @@ def test_presets_beside_a_vit_are_a_clip_model(preset: str, tokenizer: CLIPToken
     assert (vision.hidden_size, vision.image_size, vision.patch_size) == (128, 32, 8)
     assert vision.projection_dim == words.projection_dim == 24
     assert (
-        text.image_text_config(vision, preset, tokenizer, context_length=12).text_config.max_position_embeddings == 12
+        two_towers.image_text_config(vision, preset, tokenizer, context_length=12).text_config.max_position_embeddings
+        == 12
     )
 
 
 def test_the_text_tower_pools_at_the_end_of_the_text(tokenizer: CLIPTokenizer) -> None:
     vision = backbones.from_preset("vit-pico", image_size=16, patch_size=8)
-    model = CLIPModel(text.image_text_config(vision, "text-pico", tokenizer, 8)).eval()
+    model = CLIPModel(two_towers.image_text_config(vision, "text-pico", tokenizer, 8)).eval()
     texts = tokenizer(
         ["red heart", "face with tears of joy red"], padding="max_length", max_length=16, return_tensors="pt"
     )
@@ -146,20 +152,20 @@ def test_the_text_tower_pools_at_the_end_of_the_text(tokenizer: CLIPTokenizer) -
 
 def test_tokenizers_at_whose_end_clip_cannot_pool_are_refused(bert: Path) -> None:
     vision = dict(VIT)
-    assert text.end_token_id(text.load_tokenizer(bert)) == 3  # [SEP]
-    config = text.image_text_config(vision, "text-pico", text.load_tokenizer(bert), 8, context_length=16)
+    assert tokenizers.end_token_id(tokenizers.load_tokenizer(bert)) == 3  # [SEP]
+    config = two_towers.image_text_config(vision, "text-pico", tokenizers.load_tokenizer(bert), 8, context_length=16)
     assert config.text_config.eos_token_id == 3 and config.text_config.bos_token_id == 2
 
     second = ["[PAD]", "[UNK]", "[SEP]", "[CLS]", "red"]
     ends_in_two = BertTokenizer(vocab={word: i for i, word in enumerate(second)})
     with pytest.raises(ValueError, match="has the id 2"):
-        text.image_text_config(vision, "text-pico", ends_in_two)
+        two_towers.image_text_config(vision, "text-pico", ends_in_two)
     endless = PreTrainedTokenizerFast(
-        tokenizer_object=text.Tokenizer(text.models.BPE()), eos_token="<e>", pad_token="<p>"
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()), eos_token="<e>", pad_token="<p>"
     )
     endless.add_tokens(["a"])
     with pytest.raises(ValueError, match="adds no end-of-text token"):
-        text.image_text_config(vision, "text-pico", endless)
+        two_towers.image_text_config(vision, "text-pico", endless)
 
 
 def test_transformers_still_pools_at_the_highest_id_where_the_end_is_two() -> None:
@@ -179,45 +185,45 @@ def test_transformers_still_pools_at_the_highest_id_where_the_end_is_two() -> No
 
 
 def test_other_towers_are_a_dual_encoder(tokenizer: CLIPTokenizer, bert: Path) -> None:
-    config = text.image_text_config({**VIT, "image_size": [8, 16]}, "text-pico", tokenizer, 8)
+    config = two_towers.image_text_config({**VIT, "image_size": [8, 16]}, "text-pico", tokenizer, 8)
     assert type(config) is VisionTextDualEncoderConfig and type(config.vision_config) is ViTConfig
-    config = text.image_text_config(dict(VIT), bert, text.load_tokenizer(bert), 8, context_length=16)
+    config = two_towers.image_text_config(dict(VIT), bert, tokenizers.load_tokenizer(bert), 8, context_length=16)
     assert type(config.text_config) is BertConfig and config.text_config.hidden_size == 16
     native = AutoModel.from_config(config)
     assert backbones.feature_dim(native) == 8
     vision = {"model_type": "convnextv2", "hidden_sizes": [8, 8, 8, 12], "depths": [1, 1, 1, 1], "image_size": 32}
-    config = text.image_text_config(vision, "text-pico", tokenizer, 8)
+    config = two_towers.image_text_config(vision, "text-pico", tokenizer, 8)
     assert config.vision_config.hidden_size == 12
     assert VisionTextDualEncoderConfig.from_dict(config.to_dict()).vision_config.hidden_size == 12
 
 
 def test_parts_that_do_not_fit_are_refused(tokenizer: CLIPTokenizer, bert: Path) -> None:
     with pytest.raises(ValueError, match="tokens, the text tower embeds 8: they are no pair"):
-        text.image_text_config(dict(VIT), str(bert), tokenizer)
+        two_towers.image_text_config(dict(VIT), str(bert), tokenizer)
     with pytest.raises(ValueError, match="context_length 30 exceeds the 24 positions"):
-        text.image_text_config(dict(VIT), bert, text.load_tokenizer(bert), context_length=30)
+        two_towers.image_text_config(dict(VIT), bert, tokenizers.load_tokenizer(bert), context_length=30)
     with pytest.raises(ValueError, match=r"reachable Hub id of a native model. The nearest preset is text-pico"):
-        text.image_text_config(dict(VIT), "text-piko", tokenizer)
+        two_towers.image_text_config(dict(VIT), "text-piko", tokenizer)
     with pytest.raises(ValueError, match=r"ResNetModel cannot be a tower .* shape"):
-        text.image_text_config(
+        two_towers.image_text_config(
             ResNetConfig(**{k: v for k, v in RESNET.items() if k != "model_type"}), "text-pico", tokenizer
         )
     distil = DistilBertConfig(vocab_size=600, dim=8, n_layers=1, n_heads=1, hidden_dim=8)
     with pytest.raises(ValueError, match=r"DistilBertModel cannot be a tower .* no pooler_output"):
-        text.image_text_config(dict(VIT), distil, tokenizer)
+        two_towers.image_text_config(dict(VIT), distil, tokenizer)
     with pytest.raises(ValueError, match="a vit model has no vocabulary"):
-        text.image_text_config(dict(VIT), ViTConfig(), tokenizer)
+        two_towers.image_text_config(dict(VIT), ViTConfig(), tokenizer)
 
 
 # --- pretrained towers --------------------------------------------------------------------------------------------
 
 
 def test_a_pretrained_tower_moves_in_and_the_other_stays(bert: Path, tmp_path: Path) -> None:
-    config = text.image_text_config(ViTConfig(**{k: v for k, v in VIT.items() if k != "model_type"}), bert,
-                                    text.load_tokenizer(bert), 8, context_length=16)  # fmt: skip
+    config = two_towers.image_text_config(ViTConfig(**{k: v for k, v in VIT.items() if k != "model_type"}), bert,
+                                    tokenizers.load_tokenizer(bert), 8, context_length=16)  # fmt: skip
     model, published = AutoModel.from_config(config), AutoModel.from_pretrained(bert)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    text.load_tower(model, "text", bert)
+    two_towers.load_tower(model, "text", bert)
     for key, value in published.state_dict().items():
         assert torch.equal(model.text_model.state_dict()[key], value), key
     rest = {key for key in before if not key.startswith("text_model.")}
@@ -225,20 +231,22 @@ def test_a_pretrained_tower_moves_in_and_the_other_stays(bert: Path, tmp_path: P
 
     torch.manual_seed(9)
     ViTModel(config.vision_config, add_pooling_layer=False).save_pretrained(tmp_path)  # no pooler in the checkpoint
-    text.load_tower(model, "vision", tmp_path)
+    two_towers.load_tower(model, "vision", tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, add_pooling_layer=False)
     for key, value in loaded.state_dict().items():
         assert torch.equal(model.vision_model.state_dict()[key], value), key
     with pytest.raises(ValueError, match=r"lacks .* tensors of the text tower, a BertModel"):
-        text.load_tower(model, "text", tmp_path)
+        two_towers.load_tower(model, "text", tmp_path)
 
 
 def test_a_tower_of_a_clip_repo_moves_in(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     vision = backbones.from_preset("vit-pico", image_size=16, patch_size=8)
-    published = CLIPModel(text.image_text_config(vision, "text-pico", tokenizer, 8))
+    published = CLIPModel(two_towers.image_text_config(vision, "text-pico", tokenizer, 8))
     published.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    model = AutoModel.from_config(text.image_text_config(dict(VIT), tmp_path, text.load_tokenizer(tmp_path), 8))
-    text.load_tower(model, "text", tmp_path)
+    model = AutoModel.from_config(
+        two_towers.image_text_config(dict(VIT), tmp_path, tokenizers.load_tokenizer(tmp_path), 8)
+    )
+    two_towers.load_tower(model, "text", tmp_path)
     for key, value in published.text_model.state_dict().items():
         assert torch.equal(model.text_model.state_dict()[key], value), key
