@@ -3,13 +3,9 @@
 Names load on first use, so ``import hf_ssl`` stays cheap; the Auto classes know every method from then on.
 """
 
-import importlib.machinery
-import sys
-from functools import partial
-from typing import Any
-
 from .lazy import lazy
-from .methods import METHODS, register
+from .methods import METHODS
+from .registration import register
 
 __version__ = "0.1.0"
 
@@ -42,37 +38,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-class _RegisterWithAuto:
-    """Registers the methods as soon as the Auto classes are in memory; importing those here would cost seconds.
-
-    It waits until the outermost import of transformers or of ours is complete: no module is met half-way through.
-    """
-
-    target = "transformers.models.auto.configuration_auto"
-
-    def __init__(self) -> None:
-        self.depth = 0
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if not name.startswith(("transformers.", "hf_ssl.")):
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = partial(self.execute, spec.loader.exec_module)  # type: ignore[method-assign]
-        return spec
-
-    def execute(self, execute: Any, module: Any) -> None:
-        self.depth += 1
-        try:
-            execute(module)
-        finally:
-            self.depth -= 1
-        if self.depth == 0 and self.target in sys.modules and self in sys.meta_path:
-            sys.meta_path.remove(self)
-            register()
-
-
-if _RegisterWithAuto.target in sys.modules:
-    register()
-else:
-    sys.meta_path.insert(0, _RegisterWithAuto())
+register()

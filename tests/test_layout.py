@@ -25,6 +25,7 @@ BELOW = {  # what each part of hf_ssl may import, besides itself; "" is hf_ssl/_
     "hub": {"evaluation", "methods", "processing", "data", ""} | CORE | LOW,
     "training": {"hub", "evaluation", "methods", "processing", "data", ""} | CORE | LOW,
     "evaluation": {"backbones", "data", ""} | LOW,
+    "registration": {"methods"},
     "methods": {"processing"} | CORE | LOW,
     "processing": LOW,
     "data": LOW,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, ViTConfig
 
-from hf_ssl.methods import METHODS, load, name_of, register
+from hf_ssl.methods import METHODS, load, name_of
 from hf_ssl.modeling import SSLConfig, SSLModel, SSLOutput
 from tests.contract import tiny
 from tests.contract.tiny import VIT, build, make_config
@@ -103,7 +103,6 @@ def test_methods_by_name() -> None:
         assert name_of(load(name).config_class.model_type) == name
     with pytest.raises(ValueError, match="no method 'simclear'; there are: "):
         load("simclear")
-    register()  # again: nothing happens
 
 
 def test_the_mode_reaches_the_teacher() -> None:

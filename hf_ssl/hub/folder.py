@@ -15,7 +15,6 @@ from ..documents import read_json
 from ..evaluation import load_native
 from ..files import whole_file, whole_folder
 from ..finite import check_finite
-from ..methods import register
 from ..modeling import SSLModel
 from ..processing import SSLImageProcessor
 from ..processing.published import FOLDER, method_folder
@@ -132,7 +131,6 @@ def load_method(where: str | Path, **options: Any) -> tuple[SSLModel, SSLImagePr
     options: revision, token. Raises FileNotFoundError if there is no method (a native model alone has no heads to go
     on with), OSError if there is no such repo.
     """
-    register()
     local = Path(where).expanduser()
     folder = None
     if not local.is_dir():

@@ -1,7 +1,7 @@
-"""One file per method, by family. ``METHODS`` names them and imports nothing heavy; ``load`` and ``register`` do."""
+"""One file per method, by family. ``METHODS`` names them and imports nothing heavy; ``load`` imports one."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..modeling import SSLModel
@@ -74,16 +74,3 @@ def family_of(name: str) -> str:
 def name_of(model_type: str) -> str:
     """The command-line name of a config's ``model_type``."""
     return model_type.removeprefix("ssl_")
-
-
-def register() -> None:
-    """Make AutoConfig, AutoModel, AutoModelForPreTraining and AutoImageProcessor know every method (idempotent)."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
-
-    for name in METHODS:
-        model = load(name)
-        config: Any = model.config_class
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        for auto in (AutoModel, AutoModelForPreTraining):
-            auto.register(config, model, exist_ok=True)
-        AutoImageProcessor.register(config, model.processor_class, exist_ok=True)
