@@ -23,10 +23,17 @@ from hf_ssl.evaluation import (
     retrieval_recall,
     untrained,
 )
-from hf_ssl.training.online import measure
+from hf_ssl.training.kinds import kind_of
 from tests.evaluation.toys import classifier, pictures, processor
 
 KINDS = ["ant", "bee", "cat"]
+
+
+def measure(method, views, bank, queries):
+    options = {"device": "cpu", "progress": False, "max_images": None}
+    return kind_of(method.reads).measure(method, views, bank, queries, options)
+
+
 TRUTH = [i % 3 for i in range(18)]
 
 
@@ -78,8 +85,8 @@ def test_identical_pictures_have_a_1_nn_of_1(pair, backbone, method):
     )
     assert row["knn1_label"] == 1.0
     views = SimCLRImageProcessor(size={"height": 16, "width": 16})
-    same = measure(method, views, source(pair[0]), source(pair[0]), None, "cpu")
-    assert measure(method, views, bank, queries, None, "cpu") == same and same["knn_top1"] > 0
+    same = measure(method, views, source(pair[0]), source(pair[0]))
+    assert measure(method, views, bank, queries) == same and same["knn_top1"] > 0
     names = getattr(SIDES[pair[0]][0], "names", KINDS if pair[0] == "text" else DIGITS)  # a classifier of one side
     if pair == ("numbers", "ClassLabel"):  # a model that was never told a name is not asked for one
         with pytest.raises(LabelMismatchError, match="does not know: ant, bee, cat"):
@@ -122,7 +129,7 @@ def test_sides_without_a_common_class_are_told(backbone, method, caplog):
         evaluate_backbone(backbone, processor(), source("text"), source("digits as text"), **options)
     with caplog.at_level(logging.WARNING, "hf_ssl"):
         views = SimCLRImageProcessor(size={"height": 16, "width": 16})
-        assert measure(method, views, source("text"), source("digits as text"), None, "cpu") == {}
+        assert measure(method, views, source("text"), source("digits as text")) == {}
     assert "no class of 'label' in common" in caplog.text
 
 
@@ -190,12 +197,12 @@ def test_online_evaluation_and_classification_leave_them_out(missing, method, ca
         made.dataset = made.dataset.select(range(1, len(values), 2))
         return made
 
-    found = measure(method, views, half(TRUTH), half(TRUTH), None, "cpu")
-    assert found == measure(method, views, odd(TRUTH), odd(TRUTH), None, "cpu") and found["knn_top1"] > 0
+    found = measure(method, views, half(TRUTH), half(TRUTH))
+    assert found == measure(method, views, odd(TRUTH), odd(TRUTH)) and found["knn_top1"] > 0
     report = predict(classifier(KINDS), half(TRUTH), processor(), progress=False, device="cpu")
     assert classification_report(report.probabilities, report.labels)["samples"] == 9
     with caplog.at_level(logging.WARNING, "hf_ssl"):
-        assert measure(method, views, half(TRUTH), pictures([missing] * 6, kind), None, "cpu") == {}
+        assert measure(method, views, half(TRUTH), pictures([missing] * 6, kind)) == {}
     assert "No row has a 'label' label" in caplog.text
 
 
